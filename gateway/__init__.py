@@ -1,0 +1,1 @@
+"""The asyncio shell around `fanout`: settings, logs, transports, publish API, command line."""

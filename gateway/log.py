@@ -1,0 +1,80 @@
+"""The log as the gateway sees it: an ordered, durable store of events that gives each its position."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from fanout.event import Event
+
+Deliver = Callable[[list[Event]], None]
+
+
+class LogError(Exception):
+    """Root of what can go wrong with a log."""
+
+
+class LogDamaged(LogError):
+    """The stored log cannot be used: damaged, of a newer version, or no log at all. The start is refused."""
+
+
+class LogBusy(LogError):
+    """The queue in front of the log is full; nothing was queued. Try again after `retry_after` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("the log's queue is full")
+        self.retry_after = retry_after
+
+
+class LogUnavailable(LogError):
+    """The log could not make events durable; none of the call's events was stored. Try again after `retry_after` seconds."""
+
+    def __init__(self, reason: str, retry_after: float) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class Log(Protocol):
+    """
+    An ordered, durable store of events.
+
+    Attributes:
+        epoch: six characters that name this log; another log, or a recreated one, has another epoch.
+        first: position of the oldest event retained; `head + 1` when none is.
+        head: position of the newest durable event; 0 when there never was one.
+        head_tag: tag of the event at `head`; 0 when there never was one.
+    """
+
+    epoch: str
+    first: int
+    head: int
+    head_tag: int
+
+    async def start(self, deliver: Deliver) -> None:
+        """
+        Open the log and from now on call `deliver` with every batch that became durable, in order, on the event loop.
+
+        Raises:
+            LogDamaged: the stored log cannot be used.
+        """
+
+    def append(self, events: list[Event]) -> asyncio.Future[None]:
+        """
+        Queue events; the future resolves when they are durable and delivered.
+
+        An empty list resolves when everything queued before it is durable.
+
+        Raises:
+            LogBusy: the bounded queue is full.
+            LogUnavailable: (through the future) they could not be made durable; none was stored.
+        """
+
+    async def read(self, after: int, max_bytes: int) -> list[Event]:
+        """Return retained events with a position greater than `after`, oldest first, about `max_bytes` of them, at least one."""
+
+    async def find_time(self, time_ms: int) -> int:
+        """Return the position of the last event accepted before `time_ms`; `first - 1` if there is none."""
+
+    async def close(self) -> None:
+        """Make everything queued durable and close. Idempotent."""

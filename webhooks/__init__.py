@@ -1,0 +1,1 @@
+"""Webhook delivery: the same events, pushed to endpoints. Nothing here yet."""
