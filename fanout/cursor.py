@@ -3,8 +3,8 @@ The cursor: a position in one particular log, as text that fits a URL, a header,
 
 Its text is `<epoch>-<position>-<tag>`. The *epoch* names the log and is drawn when the log is created, so a cursor of
 a recreated log is recognised. The *tag* is that of the event at the position, so a log whose positions were
-used again (restored from a backup, truncated by a power loss) is recognised too. Only characters that need no
-escaping and no CORS preflight occur. Clients must treat it as opaque.
+used again (restored from a backup, truncated by a power loss) is recognised too; tag 0 is "not known": nothing to compare.
+Only characters that need no escaping and no CORS preflight occur. Clients must treat it as opaque.
 """
 
 from __future__ import annotations

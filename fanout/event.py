@@ -19,9 +19,10 @@ def tag_of(event_id: str) -> int:
     Return the 16-bit tag of an event id.
 
     A cursor carries the tag of the event it names, so that a position which names another event now
-    (a log restored from a backup, offsets used again after a power loss) is noticed: one miss in 65,536.
+    (a log restored from a backup, offsets used again after a power loss) is noticed: one miss in 65,535.
+    Never 0, which a cursor uses for "not known".
     """
-    return crc32(event_id.encode()) & 0xFFFF
+    return crc32(event_id.encode()) & 0xFFFF or 1
 
 
 class Event:

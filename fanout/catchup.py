@@ -1,0 +1,169 @@
+"""
+Catching up: what a drained connection that is behind the head gets next.
+
+Its overflow policy decides first, if it fell behind while live; then it is fed, at most `buffer_bytes` at a time, from the
+window, or from the log where the window does not reach; what the log no longer has is announced by a gap. At the
+head it becomes live. Nothing is queued for it meanwhile: its position is all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto, unique
+
+from fanout.closing import FELL_BEHIND
+from fanout.connection import Connection, Overflow, Signal
+from fanout.event import Event
+from fanout.frames import Wire, control_frame
+from fanout.hub import Hub
+from fanout.window import Limits, Stretch
+
+
+@unique
+class Fed(Enum):
+    """How feeding a connection ended."""
+
+    LIVE = auto()
+    """It is at the head."""
+    MORE = auto()
+    """It took what it was given and can take more at once."""
+    FULL = auto()
+    """Its sink is full; it reports when it drains."""
+    NEEDS_LOG = auto()
+    """The window does not reach back to its position: read the log there and call `feed_stored`."""
+    CLOSED = auto()
+    """Its policy closed it."""
+
+
+def gap_members(reason: str, begin: str, end: str) -> bytes:
+    """Return the JSON members of a gap: everything behind cursor `begin`, up to and including cursor `end`, is skipped."""
+    return b'"reason":"%b","from":"%b","to":"%b"' % (reason.encode(), begin.encode(), end.encode())
+
+
+def gap_frame(wire: Wire, reason: str, begin: str, end: str) -> bytes:
+    """Return a gap as bytes of `wire`."""
+    return control_frame(wire, "gap", gap_members(reason, begin, end), cursor=end)
+
+
+class CatchUp:
+    """
+    Feeds connections that are behind.
+
+    Args:
+        hub: where they belong.
+        first: tells the position of the oldest event the log retains.
+    """
+
+    def __init__(self, hub: Hub, first: Callable[[], int]) -> None:
+        self.hub = hub
+        self.gaps: dict[str, int] = {"expired": 0, "reset": 0, "overflow": 0}
+        self._first = first
+
+    def feed(self, connection: Connection, now: int) -> Fed:
+        """Give a connection in CATCHING_UP the next part of what it lacks; `now` in ms decides which events have expired."""
+        if connection.fell_behind and connection.overflow is not Overflow.CATCHUP:
+            return self._apply_policy(connection, now)
+        window = self.hub.window
+        if connection.position < window.floor:
+            if connection.position + 1 >= self._first():
+                return Fed.NEEDS_LOG
+            if not self.gap(connection, "expired", min(self._first() - 1, window.floor)):
+                return Fed.FULL
+            return Fed.MORE
+        limits = Limits(events=1_000_000, bytes=self.hub.buffer_bytes, now=now)
+        return self._give(connection, window.read(self.hub.wanted(connection), connection.wire, connection.position, limits))
+
+    def feed_stored(self, connection: Connection, events: list[Event], now: int) -> Fed:
+        """
+        Give a connection in CATCHING_UP the next part out of `events`, a stretch of the log around its position.
+
+        Returns:
+            NEEDS_LOG when the stretch has nothing behind its position (any more).
+        """
+        behind = [event for event in events if event.position > connection.position]
+        if not behind:
+            return Fed.NEEDS_LOG
+        if behind[0].position > connection.position + 1 and connection.position + 1 < self._first():
+            return self.feed(connection, now)  # retention overtook it: a gap comes first
+        limits = Limits(events=1_000_000, bytes=self.hub.buffer_bytes, now=now)
+        wanted = self.hub.wanted(connection)
+        return self._give(connection, self.hub.window.read_stored(behind, wanted, connection.wire, limits))
+
+    def gap(self, connection: Connection, reason: str, end: int) -> bool:
+        """Tell a connection that it goes on at position `end`; return whether its sink has room for more."""
+        cursor = self.hub.window.cursor
+        begin = cursor(connection.position)
+        connection.gaps += 1
+        self.gaps[reason] += 1
+        return self._write(connection, gap_frame(connection.wire, reason, begin, cursor(end)), end)
+
+    def _give(self, connection: Connection, stretch: Stretch) -> Fed:
+        """Write a stretch to a connection and move its position."""
+        if stretch.frames:
+            connection.delivered += len(stretch.frames)
+            self.hub.deliveries += len(stretch.frames)
+            if not self._write(connection, b"".join(stretch.frames), stretch.upto):
+                return Fed.FULL
+        connection.position = max(connection.position, stretch.upto)
+        if connection.position >= self.hub.window.head:
+            self.hub.caught_up(connection)
+            return Fed.LIVE
+        return Fed.MORE
+
+    def _write(self, connection: Connection, payload: bytes, upto: int) -> bool:
+        connection.position = upto
+        if connection.sink.write(payload):
+            return True
+        connection.fire(Signal.FULL)
+        connection.pauses += 1
+        return False
+
+    def _apply_policy(self, connection: Connection, now: int) -> Fed:
+        """Decide about a connection that fell behind while live, if it missed anything."""
+        hub, window = self.hub, self.hub.window
+        after = max(connection.position, window.floor)
+        missed = window.read(hub.wanted(connection), connection.wire, after, Limits(events=1, bytes=1, now=now))
+        if after == connection.position and not missed.frames:
+            return self._give(connection, missed)
+        if connection.overflow is Overflow.DISCONNECT:
+            connection.sink.close(FELL_BEHIND)
+            return Fed.CLOSED
+        return self._jump(connection, now)
+
+    def _jump(self, connection: Connection, now: int) -> Fed:
+        """
+        Skip to the newest event of each key, then to the head, announcing each stretch that is left out.
+
+        Written in parts of `buffer_bytes`; when called again it goes on from the position reached, with what is newest then.
+        """
+        hub, window = self.hub, self.hub.window
+        after = max(connection.position, window.floor)
+        frames: list[bytes] = []
+        size = 0
+        here = connection.position
+        for event in window.newest_by_key(hub.wanted(connection), after, now):
+            if size >= hub.buffer_bytes:
+                break
+            if event.position > here + 1:
+                frames.append(self._skip(connection, here, event.position - 1))
+            frames.append(window.frame(event, connection.wire))
+            size += len(frames[-1])
+            connection.delivered += 1
+            hub.deliveries += 1
+            here = event.position
+        else:
+            if here < window.head:
+                frames.append(self._skip(connection, here, window.head))
+                here = window.head
+        if not self._write(connection, b"".join(frames), here):
+            return Fed.FULL
+        if here >= window.head:
+            hub.caught_up(connection)
+            return Fed.LIVE
+        return Fed.MORE
+
+    def _skip(self, connection: Connection, begin: int, end: int) -> bytes:
+        connection.gaps += 1
+        self.gaps["overflow"] += 1
+        cursor = self.hub.window.cursor
+        return gap_frame(connection.wire, "overflow", cursor(begin), cursor(end))
