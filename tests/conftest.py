@@ -1,3 +1,3 @@
-"""What every test shares: nothing but the rule that a missing tool is a failure with a sentence, never a skip."""
+"""What every test shares. Nothing skips: what a test needs and does not find fails it, with a sentence."""
 
 from __future__ import annotations
