@@ -1,0 +1,622 @@
+"""
+The settings: one typed struct, read from flags, `SLUICE_*` variables, a TOML file and the defaults.
+
+Strategy: each field carries what it is for, its unit, its bounds and the reason for its default. The flags of
+the command line, the documentation and every refusal are made from that, so there is no second list. A value
+that comes as text may use human units (`64KiB`, `7d`). Whatever is wrong ends in one `SettingsError`, whose
+text is one sentence that says where it was given and why it cannot be.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
+
+import msgspec
+
+from gateway.units import DAY, GIB, KIB, MIB, WEEK, format_bytes, format_seconds, parse_bytes, parse_seconds
+
+PREFIX: Final = "SLUICE_"
+OWN_VARIABLES: Final = frozenset({"SLUICE_CONFIG", "SLUICE_URL"})
+"""Variables that are no settings: where the file lies, and which gateway the client commands talk to."""
+
+MEMORY: Final = "memory:"
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class SettingsError(ValueError):
+    """
+    A setting that cannot be; the text is one sentence.
+
+    Args:
+        name: the setting's name, or the unknown name.
+        why: what is wrong with it, the second half of the sentence.
+        source: where it was given, in the reader's terms: `SLUICE_PORT`, `--port`, `port in sluice.toml`.
+    """
+
+    def __init__(self, name: str, why: str, source: str = "") -> None:
+        super().__init__(name, why, source)
+        self.name = name
+        self.why = why
+        self.source = source or name
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.why}"
+
+
+class Unit(Enum):
+    """What the number or text of a setting is, and so which texts may stand for it."""
+
+    TEXT = "text"
+    FLAG = "yes or no"
+    COUNT = "number"
+    BYTES = "bytes"
+    SECONDS = "seconds"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a field's annotation says about it beside its type."""
+
+    what: str
+    unit: Unit
+    why: str  # the reason for the default
+    least: float = 0
+    most: float = math.inf
+
+
+def _meta(about: About) -> msgspec.Meta:
+    return msgspec.Meta(description=about.what, extra={"about": about})
+
+
+def _text(what: str, why: str) -> msgspec.Meta:
+    return _meta(About(what, Unit.TEXT, why))
+
+
+def _flag(what: str, why: str) -> msgspec.Meta:
+    return _meta(About(what, Unit.FLAG, why))
+
+
+def _count(what: str, why: str, least: int = 0, most: int = 10**12) -> msgspec.Meta:
+    return _meta(About(what, Unit.COUNT, why, least, most))
+
+
+def _bytes(what: str, why: str, least: int = 1, most: int = 2**50) -> msgspec.Meta:
+    return _meta(About(what, Unit.BYTES, why, least, most))
+
+
+def _seconds(what: str, why: str, least: float = 0, most: float = 100 * 365 * DAY) -> msgspec.Meta:
+    return _meta(About(what, Unit.SECONDS, why, least, most))
+
+
+def default_data() -> str:
+    """Return the folder of the user's in which the log lies by default (XDG base directories)."""
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    if not base.is_absolute():  # the specification: a relative path in the variable is to be ignored
+        base = Path.home() / ".local" / "share"
+    return str(base / "sluicegate")
+
+
+# A timer shorter than this would be load, not care.
+SHORTEST: Final = 0.05
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    All settings of one gateway; every value is checked on construction.
+
+    Raises:
+        SettingsError: a value has the wrong type, is out of bounds, or contradicts another.
+    """
+
+    host: Annotated[
+        str,
+        _text(
+            "Address to listen on; `0.0.0.0` or `::` is every address, which needs `insecure`.",
+            "Only this machine, because it serves without authentication.",
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int,
+        _count(
+            "TCP port to listen on; 0 takes a free one.", "Free on most machines, needs no root.", 0, 65535
+        ),
+    ] = 8000
+    data: Annotated[
+        str,
+        _text(
+            "Folder in which the log lies; `memory:` keeps nothing beyond the process.",
+            "Under `$XDG_DATA_HOME`, the user's own, so that a first start needs no permission.",
+        ),
+    ] = msgspec.field(default_factory=default_data)
+    backbone: Annotated[
+        str,
+        _text(
+            "AMQP address of the broker; empty is none.",
+            "Everything embedded. The broker is not built in yet.",
+        ),
+    ] = ""
+    store: Annotated[
+        str,
+        _text(
+            "Address of the PostgreSQL store; empty is SQLite.",
+            "Everything embedded. PostgreSQL is not built in yet.",
+        ),
+    ] = ""
+    workers: Annotated[
+        int,
+        _count(
+            "Processes that serve.",
+            "More than one share a log only with the broker, which is not built in yet.",
+            1,
+            1024,
+        ),
+    ] = 1
+    insecure: Annotated[
+        bool,
+        _flag(
+            "Serve other machines although everybody who reaches the port may read and publish.",
+            "Openness to the network has to be asked for.",
+        ),
+    ] = False
+
+    retention_seconds: Annotated[
+        float,
+        _seconds(
+            "Age at which events leave the log; 0 is no limit.", "A client that was away for a week resumes."
+        ),
+    ] = WEEK
+    retention_bytes: Annotated[
+        int,
+        _bytes("Size above which the oldest events leave the log; 0 is no limit.", "Fits on any disk.", 0),
+    ] = GIB
+    retention_events: Annotated[
+        int,
+        _count(
+            "Number of events above which the oldest leave the log; 0 is no limit.", "Bytes and age limit it."
+        ),
+    ] = 0
+
+    window_bytes: Annotated[
+        int,
+        _bytes(
+            "Memory for the window, the recent part of the log, frames and indexes included.",
+            "Minutes of a busy log, small beside the interpreter and its connections.",
+            KIB,
+        ),
+    ] = 64 * MIB
+    window_events: Annotated[
+        int,
+        _count("Most events in the window; 0 is no limit.", "Bounds what many tiny events cost in objects."),
+    ] = 200_000
+    window_seconds: Annotated[
+        float,
+        _seconds("Age at which events leave the window; 0 is no limit.", "Memory already limits it."),
+    ] = 0
+
+    buffer_bytes: Annotated[
+        int,
+        _bytes(
+            "Most bytes waiting in this process for one connection; who is slower is served from the log.",
+            "Covers a round trip of 100 ms at 5 Mbit/s; 10,000 stalled clients cost 655 MB at most.",
+            KIB,
+        ),
+    ] = 64 * KIB
+    notsent_lowat: Annotated[
+        int,
+        _bytes(
+            "Most unsent bytes the kernel takes for one connection (TCP_NOTSENT_LOWAT).",
+            "Two buffers: the link stays full, and a slow client is noticed early.",
+            KIB,
+            2**31 - 1,
+        ),
+    ] = 128 * KIB
+    stall_timeout: Annotated[
+        float,
+        _seconds(
+            "A connection whose peer takes nothing for so long, with bytes waiting, is aborted.",
+            "Longer than a phone's change from Wi-Fi to mobile, shorter than a user's patience.",
+            SHORTEST,
+        ),
+    ] = 30
+    heartbeat_seconds: Annotated[
+        float,
+        _seconds(
+            "A quiet stream gets a heartbeat this often; a WebSocket peer that answers no ping is dropped.",
+            "A quarter of the 60 seconds after which many proxies drop a silent connection.",
+            SHORTEST,
+        ),
+    ] = 15
+    websocket_deflate: Annotated[
+        bool,
+        _flag(
+            "Offer permessage-deflate; each event is compressed once, for all.",
+            "Most events are too small to gain, and each costs the compression.",
+        ),
+    ] = False
+    max_connections: Annotated[
+        int,
+        _count(
+            "Most connections at a time; 0 is as many as the limit of open files leaves room for.",
+            "The operator's limit of open files is the natural one.",
+        ),
+    ] = 0
+    max_topics: Annotated[
+        int,
+        _count(
+            "Most patterns of one subscription.",
+            "More is a case for a wildcard; each costs index memory and time at connect.",
+            1,
+            10_000,
+        ),
+    ] = 100
+
+    max_event_bytes: Annotated[
+        int,
+        _bytes(
+            "Largest single event, as its JSON is stored.",
+            "Larger things belong in a store; send their URL.",
+            1,
+            GIB,
+        ),
+    ] = MIB
+    max_body_bytes: Annotated[
+        int,
+        _bytes(
+            "Largest body of a publish request; a larger one is refused before it is read whole.",
+            "Holds 10,000 events of 1.6 KB, and bounds the memory of one request.",
+            1,
+            GIB,
+        ),
+    ] = 16 * MIB
+    max_batch_events: Annotated[
+        int,
+        _count("Most events in one publish request.", "One commit stays in the milliseconds.", 1, 1_000_000),
+    ] = 10_000
+    max_message_bytes: Annotated[
+        int,
+        _bytes(
+            "Largest WebSocket message from a client, all fragments together.",
+            "The largest event and 64 KiB for what surrounds it.",
+            125,
+            GIB,
+        ),
+    ] = MIB + 64 * KIB
+    max_header_bytes: Annotated[
+        int,
+        _bytes(
+            "Largest head of a request: its line and headers.",
+            "Room for 100 patterns of full length.",
+            KIB,
+            16 * MIB,
+        ),
+    ] = 64 * KIB
+    header_timeout: Annotated[
+        float,
+        _seconds(
+            "The head of a request must be there within this time.",
+            "Ends clients that hold a connection with half a request.",
+            SHORTEST,
+        ),
+    ] = 10
+    body_timeout: Annotated[
+        float,
+        _seconds(
+            "The body of a request must go on within this time.",
+            "A pause longer than that is a dead peer.",
+            SHORTEST,
+        ),
+    ] = 30
+
+    dedup_seconds: Annotated[
+        float,
+        _seconds(
+            "An id published again within this time is a duplicate and not stored again; 0 is never.",
+            "Longer than a producer's retries.",
+        ),
+    ] = 300
+    dedup_events: Annotated[
+        int,
+        _count(
+            "Most ids remembered for that; the oldest are forgotten first.",
+            "Bounds the memory of a busy producer's five minutes.",
+        ),
+    ] = 1_000_000
+    queue_bytes: Annotated[
+        int,
+        _bytes(
+            "Most bytes of events waiting for their commit; beyond it publishers get 503 and Retry-After.",
+            "One largest request; a disk writes it in well under a second.",
+            KIB,
+        ),
+    ] = 16 * MIB
+    queue_events: Annotated[
+        int,
+        _count("Most events waiting for their commit.", "As `queue_bytes`, for small events.", 1),
+    ] = 50_000
+    poll_retry_after: Annotated[
+        int,
+        _count(
+            "Seconds that the `Retry-After` of a poll answer advises.",
+            "A client that polls each second sees events soon and costs little.",
+            0,
+            3600,
+        ),
+    ] = 1
+
+    drain_seconds: Annotated[
+        float,
+        _seconds(
+            "Time over which clients are told to reconnect, on SIGTERM, before their connections close.",
+            "Spreads 10,000 reconnects to 1,000 a second; within the 30 seconds that Kubernetes gives.",
+            0,
+            DAY,
+        ),
+    ] = 10
+    log_level: Annotated[
+        LogLevel,
+        _text("How much is logged: debug, info, warning or error.", "One line per thing that ended."),
+    ] = "info"
+
+    def __post_init__(self) -> None:
+        for field in FIELDS.values():
+            field.check(getattr(self, field.name))
+        for name, refused, why in _REFUSALS:
+            if refused(self):
+                raise SettingsError(name, why.format(value=getattr(self, name)))
+
+    @property
+    def data_folder(self) -> Path | None:
+        """The folder of the log, or None if nothing is kept."""
+        return None if self.data == MEMORY else Path(self.data).expanduser()
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One setting as the command line, the documentation and the checks see it."""
+
+    name: str
+    about: About
+    default: Any
+    choices: tuple[str, ...] = ()  # the only texts allowed; empty is any
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    def read(self, given: object) -> Any:
+        """
+        Return the value that was given, as text or as what TOML has for it.
+
+        Raises:
+            SettingsError: it is no value of this setting.
+        """
+        value = given
+        if isinstance(given, str) and self.about.unit is not Unit.TEXT:
+            value = _READERS[self.about.unit](given)
+        self.check(value, given)
+        return value
+
+    def check(self, value: object, given: object = None) -> None:
+        """Raise SettingsError if `value` (shown as `given`) has the wrong type or is out of bounds."""
+        if not self._allows(value):
+            shown = _shown(value if given is None else given)
+            raise SettingsError(self.name, f"{shown} is not {self.demand}")
+
+    @property
+    def demand(self) -> str:
+        """What a value must be, as the end of a sentence."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        about = self.about
+        match about.unit:
+            case Unit.TEXT:
+                return "a text without control characters"
+            case Unit.FLAG:
+                return "true or false"
+            case Unit.COUNT:
+                return f"a whole number from {about.least:.0f} to {about.most:.0f}"
+            case Unit.BYTES:
+                most, least = format_bytes(int(about.most)), format_bytes(int(about.least))
+                return f"a size from {least} to {most}, in bytes or like 64KiB or 10MB"
+            case Unit.SECONDS:
+                most, least = format_seconds(about.most), format_seconds(about.least)
+                return f"a time from {least} to {most}, in seconds or like 500ms, 5m or 7d"
+
+    def _allows(self, value: object) -> bool:
+        match self.about.unit:
+            case Unit.FLAG:
+                return isinstance(value, bool)
+            case Unit.TEXT:
+                return (
+                    isinstance(value, str)
+                    and value.isprintable()
+                    and (not self.choices or value in self.choices)
+                )
+            case Unit.SECONDS:
+                kind: tuple[type, ...] = (int, float)
+            case _:
+                kind = (int,)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        return self.about.least <= value <= self.about.most  # type: ignore[operator]  # an int or float, see `kind`
+
+
+def _fields() -> Iterator[Field]:
+    hints = get_type_hints(Settings, include_extras=True)
+    for info in msgspec.structs.fields(Settings):
+        kind, meta = get_args(hints[info.name])
+        default = info.default if info.default is not msgspec.NODEFAULT else None
+        yield Field(info.name, meta.extra["about"], default, get_args(kind))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# Without the value: it may hold a password.
+_NOT_BUILT_IN = "this needs the {} support, which is not built in yet; leave it empty and all is embedded"
+
+# What contradicts the rest: the setting to name, the test, and the sentence.
+_REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
+    (
+        "host",
+        lambda s: not s.insecure and not _is_loopback(s.host),
+        "{value} can be reached from other machines and nobody is asked who they are: only with --insecure",
+    ),
+    ("backbone", lambda s: s.backbone != "", _NOT_BUILT_IN.format("RabbitMQ")),
+    ("store", lambda s: s.store != "", _NOT_BUILT_IN.format("PostgreSQL")),
+    (
+        "workers",
+        lambda s: s.workers != 1,
+        "{value} processes need the RabbitMQ support, which is not built in yet; 1 is what there is",
+    ),
+    ("data", lambda s: s.data == "", "empty is no folder; give a path, or memory: to keep nothing"),
+)
+
+
+def _read_count(text: str) -> int | None:
+    return int(text) if re.fullmatch(r" *\d{1,3}(_?\d){0,15} *", text, re.ASCII) else None
+
+
+_FLAGS: Final = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+_READERS: Final[dict[Unit, Callable[[str], object]]] = {
+    Unit.FLAG: lambda text: _FLAGS.get(text.strip().lower()),
+    Unit.COUNT: _read_count,
+    Unit.BYTES: parse_bytes,
+    Unit.SECONDS: parse_seconds,
+}
+
+FIELDS: Final[dict[str, Field]] = {field.name: field for field in _fields()}
+"""Every setting by its name, in the order in which they are explained."""
+
+
+def load(
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    config: str | None = None,
+) -> Settings:
+    """
+    Read the settings: a flag wins over a `SLUICE_*` variable, that over the file, that over the default.
+
+    Args:
+        flags: what was given on the command line, by setting; None is not given.
+        environ: the environment; that of the process if None.
+        config: path of a TOML file; `SLUICE_CONFIG` if None, no file if that is not set either.
+
+    Raises:
+        SettingsError: the first thing that is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    config = config or environ.get("SLUICE_CONFIG") or None
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name, given, source in (*_from_file(config), *_from_environment(environ), *_from_flags(flags or {})):
+        try:
+            values[name] = FIELDS[name].read(given)
+        except SettingsError as error:
+            raise SettingsError(name, error.why, source) from None
+        sources[name] = source
+    try:
+        return Settings(**values)
+    except SettingsError as error:
+        raise SettingsError(error.name, error.why, sources.get(error.name, "")) from None
+
+
+_Given = tuple[str, object, str]  # the setting, its value, where it was given
+
+
+def _from_flags(flags: Mapping[str, object]) -> Iterator[_Given]:
+    for name, given in flags.items():
+        if given is not None:
+            yield name, given, FIELDS[name].flag
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
+    by_variable = {field.variable: name for name, field in FIELDS.items()}
+    for variable, given in sorted(environ.items()):
+        if not variable.startswith(PREFIX) or variable in OWN_VARIABLES:
+            continue
+        if _is_service_link(variable, given):
+            raise SettingsError(
+                variable,
+                "this looks like what Kubernetes sets for a service named sluice; name the service otherwise "
+                "or set enableServiceLinks: false",
+            )
+        if variable not in by_variable:
+            names = [known.removeprefix(PREFIX) for known in (*by_variable, *OWN_VARIABLES)]
+            raise SettingsError(variable, _unknown(variable.removeprefix(PREFIX), names, PREFIX))
+        yield by_variable[variable], given, variable
+
+
+def _is_service_link(variable: str, given: str) -> bool:
+    """Say whether Kubernetes made it: `SLUICE_PORT=tcp://10.0.0.1:80` beside `SLUICE_SERVICE_HOST`."""
+    return variable.startswith(("SLUICE_SERVICE_", "SLUICE_PORT_")) or (
+        variable == "SLUICE_PORT" and given.startswith(("tcp://", "udp://"))
+    )
+
+
+def _from_file(config: str | None) -> Iterator[_Given]:
+    if config is None:
+        return
+    for name, given in _read_toml(config).items():
+        source = f"{name} in {config}"
+        if name not in FIELDS:
+            raise SettingsError(name, _unknown(name, list(FIELDS)), source)
+        yield name, given, source
+
+
+def _read_toml(config: str) -> dict[str, object]:
+    try:
+        with Path(config).expanduser().open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(config, f"the file cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(config, f"the file is not TOML: {error}") from None
+
+
+def _unknown(name: str, known: list[str], prefix: str = "") -> str:
+    """Return the half sentence about a name that no setting has, with the likely one if any is close."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return "no setting has this name" + (f"; did you mean {prefix}{close[0]}?" if close else "")
+
+
+def _shown(value: object) -> str:
+    """Return a value fit for a message: quoted as given if text, and short."""
+    text = (
+        repr(value)
+        if isinstance(value, str)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,271 @@
+"""The settings: where values come from, which win, and what is refused in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.settings import FIELDS, Settings, SettingsError, Unit, load
+from gateway.settings_page import page
+from gateway.units import GIB, KIB, MIB, format_bytes, format_seconds, parse_bytes, parse_seconds
+
+
+def refusal(
+    flags: dict[str, object] | None = None,
+    environ: dict[str, str] | None = None,
+    config: str | None = None,
+) -> str:
+    """Return the sentence with which these settings are refused."""
+    with pytest.raises(SettingsError) as caught:
+        load(flags, environ or {}, config)
+    return str(caught.value)
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    """A start without any setting serves this machine only and keeps its log in a folder of the user's."""
+    settings = load({}, {})
+    assert (settings.host, settings.port, settings.insecure) == ("127.0.0.1", 8000, False)
+    assert settings.retention_seconds == 7 * 86_400
+    assert settings.buffer_bytes == 64 * KIB
+    assert settings.max_message_bytes == settings.max_event_bytes + 64 * KIB
+    assert settings == Settings()
+
+
+def test_flag_wins_over_variable_over_file(tmp_path: Path) -> None:
+    """Of one setting given everywhere the flag counts, then the variable, then the file."""
+    file = tmp_path / "sluice.toml"
+    file.write_text('port = 1\nmax_topics = 1\nqueue_bytes = "1MiB"\n')
+    settings = load({"port": "3"}, {"SLUICE_PORT": "2", "SLUICE_MAX_TOPICS": "2"}, str(file))
+    assert (settings.port, settings.max_topics, settings.queue_bytes) == (3, 2, MIB)
+
+
+def test_a_flag_that_was_not_given_leaves_the_variable(tmp_path: Path) -> None:
+    """None is what the command line has for a flag that was not given; it hides nothing."""
+    assert load({"port": None}, {"SLUICE_PORT": "2"}).port == 2
+
+
+def test_the_file_can_be_named_by_a_variable(tmp_path: Path) -> None:
+    """`SLUICE_CONFIG` names the file, and `--config` wins over it."""
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    first.write_text("port = 1\n")
+    second.write_text("port = 2\n")
+    assert load({}, {"SLUICE_CONFIG": str(first)}).port == 1
+    assert load({}, {"SLUICE_CONFIG": str(first)}, str(second)).port == 2
+
+
+def test_the_variable_of_the_client_commands_is_no_setting() -> None:
+    """`SLUICE_URL` may be set on a machine that serves."""
+    assert load({}, {"SLUICE_URL": "http://127.0.0.1:9", "HOME": "/"}) == Settings()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_can_be_given_as_variable_and_in_the_file(name: str, tmp_path: Path) -> None:
+    """The text form of each default, given as a variable or as TOML text, is that default again."""
+    field = FIELDS[name]
+    value = getattr(Settings(), name)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    file = tmp_path / "sluice.toml"
+    file.write_text(f"{name} = '{text}'\n")
+    assert getattr(load({}, {field.variable: text}), name) == value
+    assert getattr(load({}, {}, str(file)), name) == value
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_says_what_it_is_and_why(name: str) -> None:
+    """Each field has a description, a reason for its default, and a default within its own bounds."""
+    field = FIELDS[name]
+    assert field.about.what.endswith(".")
+    assert field.about.why.endswith(".")
+    field.check(getattr(Settings(), name))
+
+
+@pytest.mark.parametrize("name", [n for n, field in FIELDS.items() if field.about.unit is not Unit.TEXT])
+def test_every_typed_setting_refuses_nonsense_from_everywhere(name: str, tmp_path: Path) -> None:
+    """A text that is no number, time, size or truth is refused, and the sentence names where it stood."""
+    field = FIELDS[name]
+    file = tmp_path / "sluice.toml"
+    file.write_text(f"{name} = 'seventy'\n")
+    assert refusal({name: "seventy"}) == f"{field.flag}: 'seventy' is not {field.demand}"
+    assert refusal({}, {field.variable: "seventy"}) == f"{field.variable}: 'seventy' is not {field.demand}"
+    assert refusal({}, {}, str(file)) == f"{name} in {file}: 'seventy' is not {field.demand}"
+
+
+@pytest.mark.parametrize("toml", ["[]", "{}", "1979-05-27", "nan", "-1", "-inf"])
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_refuses_other_types_of_toml(name: str, toml: str, tmp_path: Path) -> None:
+    """Lists, tables, dates and numbers that are no values are refused for each setting."""
+    file = tmp_path / "sluice.toml"
+    file.write_text(f"{name} = {toml}\n")
+    assert refusal({}, {}, str(file)).startswith(f"{name} in {file}: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"SLUICE_PORT": "70000"}, "SLUICE_PORT: '70000' is not a whole number from 0 to 65535"),
+        ({"SLUICE_PORT": ""}, "SLUICE_PORT: '' is not a whole number from 0 to 65535"),
+        ({"SLUICE_PROT": "1"}, "SLUICE_PROT: no setting has this name; did you mean SLUICE_PORT?"),
+        ({"SLUICE_ZZZZ": "1"}, "SLUICE_ZZZZ: no setting has this name"),
+        ({"SLUICE_LOG_LEVEL": "loud"}, "SLUICE_LOG_LEVEL: 'loud' is not one of debug, info, warning, error"),
+        ({"SLUICE_INSECURE": "maybe"}, "SLUICE_INSECURE: 'maybe' is not true or false"),
+        ({"SLUICE_DATA": "a\nb"}, r"SLUICE_DATA: 'a\nb' is not a text without control characters"),
+        (
+            {"SLUICE_BUFFER_BYTES": "1MIL"},
+            f"SLUICE_BUFFER_BYTES: '1MIL' is not {FIELDS['buffer_bytes'].demand}",
+        ),
+        (
+            {"SLUICE_STALL_TIMEOUT": "0"},
+            f"SLUICE_STALL_TIMEOUT: '0' is not {FIELDS['stall_timeout'].demand}",
+        ),
+    ],
+)
+def test_a_refusal_says_which_and_why(given: dict[str, str], sentence: str) -> None:
+    """The sentence names the variable, shows the value and says what would have been right."""
+    assert refusal({}, given) == sentence
+
+
+def test_a_demand_tells_bounds_and_forms() -> None:
+    """What a size or a time must be is said with its bounds and the texts that may be given."""
+    size = FIELDS["buffer_bytes"].demand
+    assert size == "a size from 1 KiB to 1024 TiB, in bytes or like 64KiB or 10MB"
+    time = FIELDS["stall_timeout"].demand
+    assert time == "a time from 0.05 s to 36500 d, in seconds or like 500ms, 5m or 7d"
+
+
+def test_an_unknown_key_of_the_file_is_refused_with_a_guess(tmp_path: Path) -> None:
+    """A misspelt key in the file is refused, naming the file and the likely key."""
+    file = tmp_path / "sluice.toml"
+    file.write_text("retention_second = 3\n")
+    assert refusal({}, {}, str(file)) == (
+        f"retention_second in {file}: no setting has this name; did you mean retention_seconds?"
+    )
+
+
+def test_a_file_that_is_missing_or_no_toml_is_refused(tmp_path: Path) -> None:
+    """A named file must be there and must be TOML in UTF-8."""
+    missing = str(tmp_path / "missing.toml")
+    assert refusal({}, {}, missing) == f"{missing}: the file cannot be read: No such file or directory"
+    assert refusal({}, {}, str(tmp_path)) == f"{tmp_path}: the file cannot be read: Is a directory"
+    broken = tmp_path / "broken.toml"
+    broken.write_text("port = \n")
+    assert refusal({}, {}, str(broken)).startswith(f"{broken}: the file is not TOML: ")
+    broken.write_bytes(b"host = '\xff'\n")
+    assert refusal({}, {}, str(broken)).startswith(f"{broken}: the file is not TOML: ")
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SLUICE_PORT": "tcp://10.0.0.7:80"},
+        {"SLUICE_SERVICE_HOST": "10.0.0.7"},
+        {"SLUICE_PORT_80_TCP": "tcp://10.0.0.7:80"},
+    ],
+)
+def test_variables_made_by_kubernetes_are_recognised(environ: dict[str, str]) -> None:
+    """A service named sluice makes Kubernetes set `SLUICE_PORT`; the refusal says so."""
+    assert "enableServiceLinks: false" in refusal({}, environ)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "gateway.example", "::ffff:192.0.2.1"])
+def test_other_machines_are_served_only_if_asked_for(host: str) -> None:
+    """Anything but loopback is refused without `insecure`, and allowed with it."""
+    assert refusal({"host": host}).endswith("nobody is asked who they are: only with --insecure")
+    assert load({"host": host, "insecure": True}, {}).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_needs_no_permission(host: str) -> None:
+    """Every way to write this machine's own address is allowed."""
+    assert load({"host": host}, {}).host == host
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "support"),
+    [("backbone", "amqp://me:hush@mq", "RabbitMQ"), ("store", "postgresql://me:hush@db", "PostgreSQL")],
+)
+def test_what_is_not_built_in_yet_is_refused_without_telling_passwords(
+    name: str, value: str, support: str
+) -> None:
+    """A broker or a database store is answered clearly, and its password is not repeated."""
+    sentence = refusal({name: value})
+    assert sentence.startswith(f"--{name}: this needs the {support} support, which is not built in yet")
+    assert "hush" not in sentence
+
+
+def test_only_one_worker_is_possible() -> None:
+    """More than one process is refused, not ignored."""
+    assert "not built in yet" in refusal({"workers": "2"})
+
+
+def test_an_empty_data_folder_is_refused() -> None:
+    """An empty `data` would be the working directory by accident."""
+    assert refusal({}, {"SLUICE_DATA": ""}).startswith("SLUICE_DATA: empty is no folder")
+
+
+def test_settings_made_in_code_are_checked_too() -> None:
+    """Who embeds the gateway gets the same refusals, by the setting's name."""
+    with pytest.raises(SettingsError, match=r"^port: 70000 is not a whole number"):
+        Settings(port=70_000)
+    with pytest.raises(SettingsError, match=r"^port: true is not a whole number"):
+        Settings(port=True)
+
+
+def test_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default follows the XDG variable if it is absolute; `memory:` is no folder; a tilde is the home."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    assert Settings().data_folder == Path("/home/someone/.local/share/sluicegate")
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    assert Settings().data_folder == Path("/home/someone/.local/share/sluicegate")
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert Settings().data_folder == Path("/data/sluicegate")
+    assert Settings(data="memory:").data_folder is None
+    assert Settings(data="~/log").data_folder == Path("/home/someone/log")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("64KiB", 64 * KIB),
+        ("10MB", 10_000_000),
+        ("1.5 GiB", 3 * GIB // 2),
+        ("7b", 7),
+        ("0.5", None),
+        ("-1", None),
+        ("1e3", None),
+        ("KiB", None),
+        ("9" * 400, None),
+        ("٣", None),
+    ],
+)
+def test_sizes(text: str, size: int | None) -> None:
+    """Sizes are read in decimal and binary units, whatever their case."""
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("1.5", 1.5), ("500ms", 0.5), ("5m", 300), ("2h", 7200), ("7d", 604_800), ("1w", 604_800)]
+    + [(text, None) for text in ("5M", "-5s", "1h30m", "inf", "nan", "")],
+)
+def test_times(text: str, seconds: float | None) -> None:
+    """Times are read in seconds or with a unit; a capital M would be ambiguous and is refused."""
+    assert parse_seconds(text) == seconds
+
+
+@given(st.integers(0, 2**50), st.integers(0, 10**9))
+def test_shown_sizes_and_times_are_read_back(size: int, seconds: int) -> None:
+    """What the documentation shows as a default may be given as a value and means the same."""
+    assert parse_bytes(format_bytes(size)) == size
+    assert parse_seconds(format_seconds(seconds)) == seconds
+
+
+def test_the_documentation_is_up_to_date() -> None:
+    """`docs/settings.md` is what the code says now; `make docs` writes it."""
+    file = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert file.read_text() == page()
