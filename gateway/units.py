@@ -64,4 +64,4 @@ def format_seconds(seconds: float) -> str:
     for name, unit in (("d", DAY), ("h", 3600), ("m", 60)):
         if seconds and seconds % unit == 0:
             return f"{seconds / unit:.0f} {name}"
-    return f"{seconds:.9g} s" if seconds else "0"
+    return f"{seconds:.12g} s" if seconds else "0"
