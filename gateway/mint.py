@@ -172,4 +172,7 @@ def _milliseconds(ttl: float) -> int:
 
 def _on_one_line(body: bytes) -> bytes:
     """Return the members without the line breaks (and other white space) of pretty-printed data."""
-    return msgspec.json.format(b"{%b}" % body, indent=-1)[1:-1]
+    try:
+        return msgspec.json.format(b"{%b}" % body, indent=-1)[1:-1]
+    except RecursionError:
+        raise Problem(422, "the JSON is nested too deeply") from None
