@@ -1,0 +1,90 @@
+"""`sluice check`: would `sluice serve` start with these settings? Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+
+import click
+
+from gateway.cli.ending import Unusable
+from gateway.cli.options import settings_flags
+from gateway.log import LogDamaged
+from gateway.settings import Settings
+from gateway.sqlite_log import LogInUse, SqliteLog
+
+LOG_FILE = "log.db"
+
+
+@click.command()
+@settings_flags
+def check(settings: Settings) -> int:
+    """
+    Try the settings, the data folder and the log, and say what was found.
+
+    Nothing is changed or made. Exit code 0: `sluice serve` with the same flags would start; 1: the data
+    folder or the log cannot be used; 2: a setting is wrong.
+    """
+    click.echo("Settings: every one of them is good.")
+    folder = settings.data_folder
+    if folder is None:
+        click.echo("Data: kept in memory only, and gone when the gateway ends.")
+        return 0
+    click.echo(f"Data folder: {_folder_found(folder)}")
+    click.echo(f"Log: {asyncio.run(_log_found(folder))}")
+    return 0
+
+
+def _folder_found(folder: Path) -> str:
+    """
+    Return what is to be said about a data folder that can be used.
+
+    Raises:
+        Unusable: it cannot.
+    """
+    if folder.is_dir():
+        _try_writing(folder)
+        return f"{folder} is there and can be written to."
+    if folder.exists():
+        raise Unusable(f"the data folder {folder} is a file, not a folder")
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise Unusable(f"the data folder {folder} cannot be made: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise Unusable(f"the data folder {folder} cannot be made: {parent} cannot be written to")
+    return f"{folder} is not there yet; serving will make it."
+
+
+def _try_writing(folder: Path) -> None:
+    """Write a file that goes away by itself: only that also notices a full or read-only disk."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        raise Unusable(f"the data folder {folder} cannot be written to: {error.strerror}") from None
+
+
+async def _log_found(folder: Path) -> str:
+    """
+    Return what is to be said about a log that can be used.
+
+    Raises:
+        Unusable: it cannot.
+    """
+    if not (folder / LOG_FILE).exists():
+        return "there is none yet; serving will make it."
+    # Without retention: looking must not be what deletes.
+    log = SqliteLog(folder, retention_seconds=0, retention_bytes=0, retention_events=0, tail_bytes=0)
+    try:
+        await log.start(lambda _: None)
+    except LogInUse:
+        return "a gateway is serving it now."
+    except LogDamaged as error:
+        raise Unusable(str(error)) from None
+    try:
+        return f"it opens, and holds {log.head + 1 - log.first} of {log.head} events."
+    finally:
+        await log.close()
