@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import ipaddress
+import os
 import random
 import ssl
 import time
@@ -227,8 +228,15 @@ def _unreachable(base: str, error: Exception) -> _Failure:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, ssl.SSLCertVerificationError):
         raise ClientError(f"{base} is not trusted: {cause.verify_message}")
-    said = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    return _Failure(f"no connection to {base} ({said or type(cause).__name__})")
+    return _Failure(f"no connection to {base} ({_said(cause)})")
+
+
+def _said(error: object) -> str:
+    """Return the system's words for an error; asyncio has its own, with addresses in them."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None and number > 0:
+        return os.strerror(number)
+    return str(error) or type(error).__name__
 
 
 def _is_local(base: str) -> bool:

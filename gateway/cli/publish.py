@@ -47,8 +47,8 @@ def publish(topic: str, data: str, *, lines: bool, given_id: str | None, url: st
     if lines and (given_id is not None or data != INPUT):
         raise click.UsageError("--lines takes its events from the input, and gives each an id of its own")
     envelope = {"topic": topic, "type": members.pop("kind"), **members}
-    publisher = Publisher(url, lambda text: click.echo(f"sluice publish: {text}", err=True))
     try:
+        publisher = Publisher(url, _notice)
         if lines:
             cursor = _publish_lines(publisher, envelope)
         else:
@@ -60,10 +60,14 @@ def publish(topic: str, data: str, *, lines: bool, given_id: str | None, url: st
     return 0
 
 
+def _notice(text: str) -> None:
+    click.echo(f"sluice publish: {text}", err=True)
+
+
 def _publish_one(publisher: Publisher, envelope: dict[str, Any], content: bytes, given_id: str | None) -> str:
     answer = publisher.publish([_event(envelope, content, given_id or uuid.uuid4().hex)])
     if answer.duplicates and given_id is not None:
-        click.echo(f"sluice publish: {given_id} had been published before", err=True)
+        _notice(f"{given_id} had been published before")
     return answer.cursor
 
 
@@ -108,11 +112,13 @@ def _json(text: bytes) -> bytes:
     Return `text` as JSON on one line: as it is if it is JSON, else as a string.
 
     Raises:
-        Unusable: it is neither: not UTF-8.
+        Unusable: it is neither: not UTF-8; or it is nested too deeply.
     """
     try:
         msgspec.json.decode(text)  # `format` alone does not look closely
         return msgspec.json.format(text, indent=-1)
+    except RecursionError:
+        raise Unusable("the data is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
     try:

@@ -43,8 +43,8 @@ def tail(patterns: tuple[str, ...], cursor: str, url: str, *, whole: bool, count
     In a PATTERN, * is one word and # is any number of words. When the connection is lost it is made again,
     and printing goes on where it stopped; what is missing then is told as a gap on the standard error.
     """
-    follower = Follower(url, patterns, cursor, lambda text: click.echo(f"sluice tail: {text}", err=True))
     try:
+        follower = Follower(url, patterns, cursor, _notice)
         asyncio.run(_run(follower, count, whole=whole))
     except ClientError as error:
         raise Unusable(str(error)) from None
@@ -53,6 +53,10 @@ def tail(patterns: tuple[str, ...], cursor: str, url: str, *, whole: bool, count
     except BrokenPipeError:
         pass  # its reader has seen enough
     return 0
+
+
+def _notice(text: str) -> None:
+    click.echo(f"sluice tail: {text}", err=True)
 
 
 async def _run(follower: Follower, count: int | None, *, whole: bool) -> None:
