@@ -1,0 +1,106 @@
+"""The lab: starts what a row needs on the right core and ends all of it afterwards, whatever happens."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from bench.children import Child, Load, Served, start_floor, start_gateway
+from bench.machine import Cores, core_busy_seconds, on_real_disk
+
+C = TypeVar("C", bound=Child)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    How thorough a run is.
+
+    Args:
+        command: what starts the gateway; `serve` and its flags are appended.
+        flags: further flags for it.
+        cores: where server and load run.
+        quick: fewer and shorter rounds, fewer connections: to see that all is well, not to compare.
+        stand_in: put a second floor in the gateway's place; every ratio is then 1 but for noise.
+    """
+
+    command: tuple[str, ...]
+    flags: tuple[str, ...]
+    cores: Cores
+    quick: bool
+    stand_in: bool
+
+
+class Lab:
+    """The processes of one row; a context manager."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.rounds = 1 if plan.quick else 3
+        self.length = 0.5 if plan.quick else 1.0  # of a round, as a share of the usual
+        self.warm_up = 0.2 if plan.quick else 0.4  # seconds before a round counts
+        self._stack = ExitStack()
+        self._children: list[Child] = []
+        self._folder = Path(tempfile.mkdtemp(prefix="sluicegate-bench-"))
+        self._stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        self._began = time.monotonic()
+        self._busy = core_busy_seconds(plan.cores.server)
+        self.on_disk = on_real_disk(self._folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def scaled(self, n: int) -> int:
+        """A number of connections or topics, smaller in a quick run."""
+        return n // 5 if self.plan.quick else n
+
+    def gateway(self, *flags: str) -> Served:
+        """Start the gateway with an empty log of its own."""
+        if self.plan.stand_in:
+            return self.floor(300)
+        name = self._name("gateway")
+        more = (*self.plan.flags, *flags)
+        data, log = self._folder / name, self._folder / f"{name}.log"
+        return self._keep(start_gateway(self.plan.command, more, data, self.plan.cores.server, log))
+
+    def floor(self, delivery_bytes: int, *, durable: bool = False) -> Served:
+        """Start the floor for deliveries of so many bytes."""
+        name = self._name("floor")
+        file = self._folder / name if durable else None
+        log = self._folder / f"{name}.log"
+        return self._keep(start_floor(delivery_bytes, file, self.plan.cores.server, log))
+
+    def load(self, server: Served) -> Load:
+        """Start a load client for a server."""
+        return self._keep(Load(server, self.plan.cores.client, self._folder / f"{self._name('load')}.log"))
+
+    def disturbance(self) -> float:
+        """The share of the server's core that others than our servers have used since the lab opened."""
+        ours = sum(child.cpu_seconds() for child in self._children if isinstance(child, Served))
+        busy = core_busy_seconds(self.plan.cores.server) - self._busy
+        return max(0.0, busy - ours) / (time.monotonic() - self._began)
+
+    def said(self) -> str:
+        """What the gateways printed, for a failure's sake."""
+        return "\n".join(
+            filter(None, (child.said() for child in self._children if isinstance(child, Served)))
+        )
+
+    def _name(self, kind: str) -> str:
+        return f"{kind}-{len(self._children)}"
+
+    def _keep(self, child: C) -> C:
+        self._children.append(child)
+        self._stack.callback(child.stop)
+        return child
