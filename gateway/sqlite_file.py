@@ -2,8 +2,8 @@
 One SQLite file of ours in the data folder: locked, recognised, checked, and refused in a clear sentence.
 
 The log and the store of durable subscriptions each keep one. What they share is here: a lock against a second
-process, the recognition of damage, foreign files and newer versions *before anything is written*, the settings that
-make a commit durable, and the words for what can go wrong later.
+process, the recognition of damage, foreign files and newer versions *before anything is written*, the
+settings that make a commit durable, and the words for what can go wrong later.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gateway.log import LogDamaged
 
 PAGE_BYTES = 8192
-"""Measured: commits of 1 to 200 events cost the same CPU as with 4096, and deleting follows half as many pages."""
+"""
+Commits of 1 to 200 events cost the same CPU as with 4096 (measured); deleting follows half as many pages.
+"""
 
 CHECKPOINT_PAGES = 500
-"""4 MiB of write-ahead log per checkpoint: a stall of a few milliseconds; 16 MiB stalled commits by 50."""
+"""4 MiB of write-ahead log per checkpoint stall a commit by milliseconds (measured), 16 MiB by up to 50."""
 
 WAL_BYTES = 16 * 1024 * 1024
 """The write-ahead log's file is cut back to this once a checkpoint has emptied it."""
 
 CHECKED_BYTES = 256 * 1024 * 1024
-"""Up to this size a file is checked on every start, not only after an unclean stop."""
+"""Up to this size a file is checked on every start, a larger one only after an unclean stop."""
 
 _MAGIC = b"SQLite format 3\x00"
-_PRIMARY = 0xFF  # an extended result code's low byte is the primary one (sqlite.org/rescode.html)
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_PRIMARY = 0xFF  # the low byte of an extended result code (sqlite.org/rescode.html)
 
 
 class LogInUse(LogDamaged):
@@ -40,7 +42,7 @@ class LogInUse(LogDamaged):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What makes a SQLite file one of ours: its name, the number in its header, its version and its tables."""
+    """What makes a SQLite file one of ours: its name, the numbers in its header and its tables."""
 
     file: str
     what: str
@@ -56,23 +58,19 @@ class SqliteFile:
     Args:
         folder: the data folder, made if missing; None keeps everything in memory.
         form: which file it is.
-        create: fills a new file, within the transaction that makes its tables.
+        fill: puts the first rows into a new file, within the transaction that makes its tables.
 
     Raises:
         LogInUse: another process has it open.
-        LogDamaged: it is damaged, foreign, newer than this program, or cannot be opened; it was left untouched.
+        LogDamaged: it is damaged, foreign, of a newer version, or cannot be opened; it was left untouched.
     """
 
-    def __init__(self, folder: Path | None, form: Format, create: Callable[[sqlite3.Connection], None]) -> None:
+    def __init__(self, folder: Path | None, form: Format, fill: Callable[[sqlite3.Connection], None]) -> None:
         self._form = form
-        self._create = create
-        self._lock: int | None = None
+        self._fill = fill
+        self._lock: int | None = None  # a descriptor
         self.path = None if folder is None else folder.resolve() / form.file
         try:
-            if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._take_lock(self.path.with_suffix(".lock"))
-                self._check_head(self.path)
             self.connection = self._opened()
         except sqlite3.Error as error:
             self._release_lock()
@@ -85,23 +83,23 @@ class SqliteFile:
             raise
 
     def reader(self) -> sqlite3.Connection:
-        """Return a second connection that can only read; not for a file in memory."""
+        """Return a second connection, which can only read; not for a file in memory."""
         assert self.path is not None
         return _connect(self.path.as_uri() + "?mode=ro")
 
     def refusal(self, why: str) -> LogDamaged:
-        """Return the error that refuses the file, in one sentence with its name, the cause and what to do."""
+        """Return the error that refuses the file: one sentence with its name, the cause and what to do."""
+        name = self._form.file
         return LogDamaged(
-            f"{self.path} is not usable as Sluicegate's {self._form.what}: {why}; "
-            f"move {self._form.file}, {self._form.file}-wal and {self._form.file}-shm away, restore them from a "
-            "backup, or give another --data folder"
+            f"{self.path} cannot be used as the {self._form.what}: {why}; move {name} and {name}-wal away, "
+            "restore them from a backup, or give another --data folder"
         )
 
     def size(self) -> int:
-        """Return the bytes the file and its write-ahead log take on the disk; 0 in memory."""
+        """Return the bytes that the file and its write-ahead log take on the disk; 0 in memory."""
         if self.path is None:
             return 0
-        return sum(_size(Path(f"{self.path}{suffix}")) for suffix in ("", "-wal"))
+        return _size(self.path) + _size(_wal(self.path))
 
     def close(self) -> None:
         """Close the connection, which empties the write-ahead log, and let other processes in."""
@@ -110,11 +108,32 @@ class SqliteFile:
         finally:
             self._release_lock()
 
+    def _opened(self) -> sqlite3.Connection:
+        """Return the connection that writes, to a file that was checked or just made."""
+        if self.path is None:
+            connection = _connect("file::memory:")
+            self._make(connection)
+            return connection
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._take_lock(self.path.with_suffix(".lock"))
+        if _size(self.path) or _size(_wal(self.path)):
+            self._inspect(self.path)
+        connection = _connect(self.path.as_uri())
+        try:
+            self._configure(connection)
+            if _is_new(connection):
+                self._make(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
     def _take_lock(self, path: Path) -> None:
         """
         Lock the file for this process.
 
-        The lock has a file of its own: SQLite's locks on the database are lost when any descriptor of it closes.
+        The lock has a file of its own, because closing any descriptor of the database loses SQLite's locks on
+        it.
         """
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -129,74 +148,51 @@ class SqliteFile:
             os.close(self._lock)
             self._lock = None
 
-    def _check_head(self, path: Path) -> None:
-        """Refuse what is no SQLite file without letting SQLite touch it. Empty is fine: a creation cut short."""
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            head = file.read(len(_MAGIC))
-        if head and head != _MAGIC:
-            raise self.refusal("it is not a SQLite database")
-
-    def _opened(self) -> sqlite3.Connection:
-        """Return the connection that writes, to a file that was checked or just made."""
-        if self.path is None:
-            connection = _connect("file::memory:")
-            self._make(connection)
-            return connection
-        if _size(self.path) or _size(Path(f"{self.path}-wal")):
-            self._inspect(self.path)
-        connection = _connect(self.path.as_uri())
-        try:
-            self._configure(connection)
-            if _is_new(connection):
-                self._make(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
     def _inspect(self, path: Path) -> None:
-        """Recognise the file through a connection that cannot write to it, not even when it closes."""
-        unclean = _size(Path(f"{path}-wal")) > 0  # a clean stop leaves none
+        """
+        Recognise and check the file through a connection that cannot write, not even when it closes.
+
+        A file without a byte is fine: its creation was cut short.
+        """
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) not in {_MAGIC, b""}:
+                raise self.refusal("it is no SQLite database")
+        unclean = _size(_wal(path)) > 0  # a clean stop leaves none
         connection = _connect(path.as_uri() + "?mode=ro")
         try:
             self._recognise(connection)
             if unclean or _size(path) <= CHECKED_BYTES:
                 found = _ask(connection, "PRAGMA quick_check(1)")
                 if found != "ok":
-                    raise self.refusal(f"it is damaged ({found})")
+                    raise self.refusal(f"it is damaged ({' '.join(str(found).split())})")
         finally:
             connection.close()
 
     def _recognise(self, connection: sqlite3.Connection) -> None:
-        """Refuse another program's file, and one of a newer version of this program."""
+        """Refuse another program's file, and one that a newer version of this program made."""
         if _is_new(connection):
             return
         if _ask(connection, "PRAGMA application_id") != self._form.application_id:
             raise self.refusal("it belongs to another program")
         version = _ask(connection, "PRAGMA user_version")
-        if int(version) > self._form.version:
-            raise self.refusal(
-                f"a newer Sluicegate made it (version {version}, this one knows {self._form.version})"
-            )
+        if version > self._form.version:
+            raise self.refusal(f"a newer Sluicegate made it (format {version}, known: {self._form.version})")
 
     def _configure(self, connection: sqlite3.Connection) -> None:
-        """Make commits durable (WAL with an fsync each) and keep the files bounded."""
+        """Make commits durable, each with a wait for the disk, and keep the files bounded."""
         connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
-        mode = _ask(connection, "PRAGMA journal_mode=WAL")
-        if mode != "wal":
+        if _ask(connection, "PRAGMA journal_mode=WAL") != "wal":
             raise self.refusal("its file system cannot hold a write-ahead log")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
 
     def _make(self, connection: sqlite3.Connection) -> None:
-        """Make the tables in one transaction, so that a creation cut short leaves a file that counts as new."""
+        """Make the tables in one transaction, so that a file whose creation was cut short counts as new."""
         connection.execute("BEGIN IMMEDIATE")
         for statement in self._form.schema:
             connection.execute(statement)
-        self._create(connection)
+        self._fill(connection)
         connection.execute(f"PRAGMA application_id={self._form.application_id}")
         connection.execute(f"PRAGMA user_version={self._form.version}")
         connection.execute("COMMIT")
@@ -204,40 +200,51 @@ class SqliteFile:
 
 def cause(error: sqlite3.Error) -> str:
     """Return in a few words why SQLite failed."""
-    code = getattr(error, "sqlite_errorcode", 0) & _PRIMARY
+    code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return "the disk is full"
-    if code in _DAMAGE:
+    if is_damage(error):
         return f"it is damaged ({error})"
-    if code == sqlite3.SQLITE_BUSY:
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return "another program holds it locked"
-    return f"the disk refuses ({error})"
+    return f"SQLite failed ({error})"
 
 
 def is_damage(error: sqlite3.Error) -> bool:
     """Return whether SQLite found the file itself broken."""
-    return getattr(error, "sqlite_errorcode", 0) & _PRIMARY in _DAMAGE
+    return _code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Return SQLite's primary result code; 0 for what Python's module raised by itself."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & _PRIMARY
 
 
 def _connect(uri: str) -> sqlite3.Connection:
     """
     Connect in autocommit mode: a statement is a transaction unless BEGIN says otherwise.
 
-    Connections are made by one thread and used by one at a time, not always the same one.
+    A connection is used by one thread at a time, but in memory not always by the same one.
     """
     return sqlite3.connect(uri, timeout=5.0, isolation_level=None, check_same_thread=False, uri=True)
 
 
-def _ask(connection: sqlite3.Connection, sql: str) -> int | str:
+def _ask(connection: sqlite3.Connection, sql: str) -> Any:
     """Return the single value that `sql` yields."""
-    (row,) = connection.execute(sql).fetchall()
-    value: int | str = row[0]
+    ((value,),) = connection.execute(sql).fetchall()
     return value
 
 
 def _is_new(connection: sqlite3.Connection) -> bool:
     """Return whether nothing was ever stored: no table, no owner."""
-    return _ask(connection, "SELECT count(*) FROM sqlite_schema") == 0 == _ask(connection, "PRAGMA application_id")
+    tables = _ask(connection, "SELECT count(*) FROM sqlite_schema")
+    return bool(tables == 0 and _ask(connection, "PRAGMA application_id") == 0)
+
+
+def _wal(path: Path) -> Path:
+    """Return where SQLite keeps the write-ahead log of a database."""
+    return path.with_name(path.name + "-wal")
 
 
 def _size(path: Path) -> int:

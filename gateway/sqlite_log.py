@@ -1,14 +1,13 @@
 """
-The embedded log: one SQLite file that every commit makes durable, and that nobody has to run a server for.
+The embedded log: one SQLite file in which every commit is durable, and for which nobody has to run a server.
 
-Strategy: `append` only queues, on the event loop. Everything queued goes to the writer thread as one transaction
-with one wait for the disk (group commit); what is appended meanwhile gathers for the next. All state lives on the
-loop: the threads get a job and return an outcome, so nothing is shared and nothing is locked. At most one job is with
-the writer at a time, a commit or a step of retention, so the end that a commit builds on is always the durable one,
-and a commit that fails has used up nothing.
+Strategy: `append` only queues, on the event loop. Everything queued goes to the writer thread as one
+transaction with one wait for the disk (group commit); what is appended meanwhile gathers for the next. All
+state lives on the loop: a thread gets a job and returns an outcome, so nothing is shared and nothing is
+locked. The writer has at most one job at a time, a commit or a step of retention. So the end that a commit
+builds on is always the durable one, and a commit that fails has used up nothing.
 
-Reading has a connection and a thread of its own, and a cache of decoded blocks. A read that misses waits
-in a list; blocks are loaded one by one, and each new one serves every waiting reader that it can.
+Reading has a connection and a thread of its own (`gateway.sqlite_reader`).
 """
 
 from __future__ import annotations
@@ -21,28 +20,28 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from fanout.event import Event
-from gateway.log import Deliver, LogBusy, LogDamaged, LogError, LogUnavailable
-from gateway.sqlite_blocks import Block, Blocks
-from gateway.sqlite_file import LogInUse, SqliteFile, cause, is_damage
-from gateway.sqlite_rows import FORMAT, End, Limits, Rows, Trimmed, create, memory_of
-from gateway.sqlite_worker import Worker
+from gateway.log import Deliver, LogBusy, LogDamaged, LogUnavailable
+from gateway.sqlite_file import LogInUse, SqliteFile, cause
+from gateway.sqlite_reader import Reader
+from gateway.sqlite_rows import FORMAT, End, Limits, Rows, Trimmed, fill, memory_of
+from gateway.sqlite_worker import Job, Turns, Worker
 
 __all__ = ["LogInUse", "LogStatistics", "SqliteLog"]
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 COMMIT_BYTES = 4 * 1024 * 1024
-"""A commit takes whole calls until it has so much; the rest is the next commit. Bounds a turn of the loop."""
+"""A commit takes whole calls until it has so much, the rest is the next commit: bounds a turn of the loop."""
 
 CACHE_BYTES = 16 * 1024 * 1024
-"""Memory for decoded blocks: 30 of the largest, so readers scattered over the log do not evict each other."""
+"""
+Memory for decoded blocks: dozens of them, so that readers at different places do not evict each other's.
+"""
 
-TRIM_SLACK_BYTES = 4 * 1024 * 1024
-"""Retention by bytes does not wait for its second when the log exceeds its bound by this."""
+SURPLUS_BYTES = 4 * 1024 * 1024
+"""When the log exceeds its bound by so much, retention does not wait for its time."""
 
 RETRY_BUSY = 1.0
 RETRY_FAILED = 2.0
@@ -56,47 +55,39 @@ def _now() -> int:
 
 @dataclass(frozen=True, slots=True)
 class LogStatistics:
-    """What the log has to do and did since it started."""
+    """What the log has to do, and what it did since it started."""
 
     queued_events: int
-    queued_bytes: int
+    queued_bytes: int  # of memory
     commits: int
     events: int
     bytes: int  # as stored
-    failures: int
-    commit_ms: float  # the last commit, from its start in the writer thread to its durability
-    file_bytes: int
+    failures: int  # commits that failed
+    commit_ms: float  # how long the last commit took in the writer's thread
+    file_bytes: int  # the file with its write-ahead log
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One `append`: its events and who waits for them."""
+    """One `append`: its events, what they take in memory, and who waits."""
 
     events: list[Event]
     bytes: int
     future: asyncio.Future[None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Committed:
-    """What a commit did."""
-
-    end: End
-    seconds: float
-
-
 class SqliteLog:
     """
-    The log in a SQLite file `log.db`; see `gateway.log.Log` for what it promises.
+    The log in the file `log.db`; see `gateway.log.Log` for what it promises.
 
     Args:
         path: the data folder; None keeps the log in memory and forgets it on close.
-        retention_seconds: events are kept so long; 0 is for ever. Exact to the event, within `trim_seconds`.
-        retention_bytes: so many stored bytes are kept, exact to a row of at most 256 KiB or one commit; 0 is any number.
-        retention_events: so many events are kept, exactly; 0 is any number.
-        queue_bytes: memory that events may take which wait to be durable. A call when nothing waits is always taken.
+        retention_seconds: how long events are kept, exact to the event within `trim_seconds`; 0 is for ever.
+        retention_bytes: how much is kept, as stored, exact to a row (256 KiB or a commit); 0 is no limit.
+        retention_events: how many are kept, exactly; 0 is no limit.
+        queue_bytes: memory for events that wait to be durable. When none waits, a call of any size is taken.
         queue_events: how many may wait.
-        tail_bytes: memory that the events returned by `tail` may take.
+        tail_bytes: memory that what `tail` returns may take.
         clock: the time in milliseconds since the Unix epoch, for retention by age.
         trim_seconds: how often retention looks for something to delete.
     """
@@ -125,35 +116,32 @@ class SqliteLog:
         self._tail_bytes = tail_bytes
         self._clock = clock
         self._trim_seconds = trim_seconds
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._deliver: Deliver = _nobody
+        self._loop: asyncio.AbstractEventLoop | None = None  # None before the start
+        self._deliver: Deliver = _ignore
+        self._closing: asyncio.Task[None] | None = None
+        # The writer.
+        self._worker = Worker("log-writer")
+        self._turns = Turns(self._worker, self._choose)
+        self._file: SqliteFile | None = None  # None before the start and after the end
+        self._rows: Rows | None = None
         self._end = End(0, 0, 0, 0)
-        self._tail: list[Event] | None = None  # read and checked at the start, until somebody asks for it
-        self._opened_at = 0  # the head at the start
-        # Writing.
-        self._writer = Worker("log-writer")
-        self._file: SqliteFile | None = None  # None before start and after close
-        self._rows: Rows | None = None  # the writer's
-        self._queue: deque[_Call] = deque()
+        # The queue.
+        self._calls: deque[_Call] = deque()
         self._queued_events = 0  # with those being committed
         self._queued_bytes = 0
-        self._working = False  # the writer has a job
-        self._scheduled = False  # `_next` is about to run
-        self._closing = False
-        self._closed: asyncio.Task[None] | None = None
-        self._idle: asyncio.Future[None] | None = None  # resolves when a closing log has nothing left to do
+        # Retention.
+        self._start = 0  # of the oldest row
         self._trim_due = False
-        self._trimmed_last = False  # so that commits and retention take turns
+        self._trimmed_last = False  # commits and steps of retention take turns
         self._timer: asyncio.TimerHandle | None = None
-        # Reading.
-        self._reader = self._writer if path is None else Worker("log-reader")
-        self._reader_rows: Rows | None = None
-        self._blocks = Blocks(CACHE_BYTES)
-        self._misses: dict[int, list[asyncio.Future[Block | None]]] = {}  # by position
-        self._loading = False
-        # Counting.
+        # The reader.
+        self._reader_worker = self._worker if path is None else Worker("log-reader")
+        self._reader: Reader | None = None
+        self._tail: list[Event] | None = None  # what the start read, until somebody asks for it
+        # Counters, as in LogStatistics.
         self._commits = self._events = self._bytes = self._failures = 0
         self._commit_ms = 0.0
+        self._failing = False  # so that a full disk is logged once, not per call
 
     async def start(self, deliver: Deliver) -> None:
         """
@@ -163,78 +151,64 @@ class SqliteLog:
             LogInUse: another process has it open.
             LogDamaged: it cannot be used; it was left untouched.
         """
-        self._writer.start()
+        self._worker.start()
         try:
-            await self._writer.call(self._open)
+            connection = await self._worker.call(self._open)
         except BaseException:
-            self._writer.run(self._release, lambda *_: None)
-            self._writer.stop()
+            self._worker.run(
+                Job(self._release, _forget)
+            )  # also when the opening goes on, as after a cancellation
+            self._worker.stop()
             raise
-        if self._reader is not self._writer:
-            self._reader.start()
-        self._loop = asyncio.get_running_loop()
+        if self._reader_worker is not self._worker:
+            self._reader_worker.start()
+        self._reader = Reader(connection, self._reader_worker, CACHE_BYTES)
+        self.head, self.head_tag = self._end.head, self._end.tag
         self._deliver = deliver
-        self.head = self._opened_at = self._end.head
-        self.head_tag = self._end.tag
+        self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(self._trim_seconds, self._tick)
 
     def append(self, events: list[Event]) -> asyncio.Future[None]:
         """Queue events; see `Log.append`."""
         assert self._loop is not None, "the log was not started"
         future: asyncio.Future[None] = self._loop.create_future()
-        if self._closing:
+        if self._closing is not None:
             future.set_exception(LogUnavailable("the log is closed", RETRY_CLOSED))
             return future
         size = memory_of(events)
-        if self._queued_events and events and self._is_full(len(events), size):
+        if events and self._queued_events and self._exceeds(len(events), size):
             raise LogBusy(RETRY_BUSY)
-        self._queue.append(_Call(events, size, future))
+        self._calls.append(_Call(events, size, future))
         self._queued_events += len(events)
         self._queued_bytes += size
-        if not self._working and not self._scheduled:
-            # Not at once: other callers that are ready in this turn of the loop shall share the commit.
-            self._scheduled = True
-            self._loop.call_soon(self._next)
+        self._turns.wake()
         return future
 
     async def read(self, after: int, max_bytes: int) -> list[Event]:
         """
-        Return events behind `after`; see `Log.read`. Their size is that in memory, with `OVERHEAD_BYTES` each.
+        Return events behind `after`; see `Log.read`. `max_bytes` is memory, with OVERHEAD_BYTES for each.
 
         Raises:
-            LogDamaged: the stored event is damaged.
-            LogUnavailable: the disk cannot be read.
+            LogDamaged: what is stored there is damaged.
+            LogUnavailable: it cannot be read, or the log is closed.
         """
-        position = max(after + 1, self.first)
-        while position <= self.head:
-            events = self._blocks.read(position, max_bytes)
-            if events:
-                return events
-            block = await self._loaded(position)
-            if block is not None:
-                return block.part(max(position, block.first), max_bytes)
-            position = max(self._blocks.following(position) or self.head + 1, self.first)
-        return []
+        return await self._reading().read(max(after + 1, self.first), self.head, max_bytes)
 
     async def find_time(self, time_ms: int) -> int:
         """Return the position of the last event older than `time_ms`; see `Log.find_time`."""
-        head = self.head
-        rows = self._reading()
-        found = await self._reader.call(lambda: _translated(lambda: rows.before_time(time_ms)))
-        # What was committed or expired meanwhile is no part of the answer.
+        head = self.head  # what becomes durable meanwhile is not asked about
+        found = await self._reading().ask(lambda rows: rows.before_time(time_ms))
         return max(head if found is None else min(found, head), self.first - 1)
 
     async def tail(self) -> list[Event]:
         """Return the newest events, as many as fit into `tail_bytes` of memory; oldest of them first."""
         events, self._tail = self._tail, None
-        if events is None or self.head != self._opened_at:
-            rows = self._reading()
-            events = await self._reader.call(lambda: _translated(lambda: rows.newest(self._tail_bytes)))
-        head = self.head
-        return [event for event in events if self.first <= event.position <= head]
+        if events is None or self._commits:
+            events = await self._reading().ask(lambda rows: rows.newest(self._tail_bytes))
+        return [event for event in events if self.first <= event.position <= self.head]
 
     def statistics(self) -> LogStatistics:
-        """Return what there is to do and was done."""
+        """Return what there is to do, and what was done."""
         return LogStatistics(
             queued_events=self._queued_events,
             queued_bytes=self._queued_bytes,
@@ -248,226 +222,176 @@ class SqliteLog:
 
     async def close(self) -> None:
         """Commit what is queued and close; see `Log.close`."""
-        if self._closing or self._loop is None:
-            if self._closed is not None:
-                await asyncio.shield(self._closed)
+        if self._loop is None:
             return
-        self._closing = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._closed = self._loop.create_task(self._shut())
-        await asyncio.shield(self._closed)
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._shut())
+        await asyncio.shield(self._closing)
 
-    # The queue, on the loop.
+    # The queue and the writer's turns, on the loop.
 
-    def _is_full(self, events: int, size: int) -> bool:
-        return self._queued_events + events > self._queue_events or self._queued_bytes + size > self._queue_bytes
+    def _exceeds(self, events: int, size: int) -> bool:
+        """Return whether the queue has no room for so much more."""
+        many = self._queued_events + events > self._queue_events
+        return many or self._queued_bytes + size > self._queue_bytes
 
-    def _next(self) -> None:
-        """Give the writer its next job if it has none: a commit, or now and then a step of retention."""
-        self._scheduled = False
-        if self._working:
-            return
-        if self._trim_due and not (self._queue and self._trimmed_last):
+    def _choose(self) -> Job | None:
+        """Return the writer's next job: a commit, or now and then a step of retention."""
+        if self._trim_due and not (self._calls and self._trimmed_last):
             self._trimmed_last = True
-            self._working = True
-            self._writer.run(self._trim_job(), self._trimmed)
-        elif self._queue:
-            self._trimmed_last = False
-            self._commit(self._taken())
-        elif self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+            return self._trim()
+        self._trimmed_last = False
+        while self._calls:
+            calls = self._take()
+            events = [event for call in calls for event in call.events]
+            if events:
+                return self._commit(calls, events)
+            _resolve(calls)
+        return None
 
-    def _taken(self) -> list[_Call]:
+    def _take(self) -> list[_Call]:
         """Take the calls of one commit from the queue."""
         calls: list[_Call] = []
         size = 0
-        while self._queue and size < COMMIT_BYTES:
-            calls.append(self._queue.popleft())
+        while self._calls and size < COMMIT_BYTES:
+            calls.append(self._calls.popleft())
             size += calls[-1].bytes
         return calls
 
-    def _commit(self, calls: list[_Call]) -> None:
-        """Have the calls' events committed in one transaction."""
-        events = calls[0].events if len(calls) == 1 else [event for call in calls for event in call.events]
-        if not events:
-            _resolve(calls)
-            self._next()
-            return
+    def _commit(self, calls: list[_Call], events: list[Event]) -> Job:
+        """Return the job that makes the calls' events durable."""
         rows, end = self._rows, self._end
         assert rows is not None
 
-        def job() -> _Committed:
+        def work() -> tuple[End, float]:
             started = time.perf_counter()
-            return _Committed(rows.insert(end, events), time.perf_counter() - started)
+            return rows.insert(end, events), time.perf_counter() - started
 
-        def done(committed: _Committed | None, error: Exception | None) -> None:
-            self._working = False
+        def done(committed: tuple[End, float] | None, error: Exception | None) -> None:
             if committed is None:
-                self._failed(calls, error)
+                self._fail(calls, error)
             else:
-                self._committed(calls, events, committed)
+                self._succeed(calls, events, *committed)
 
-        self._working = True
-        self._writer.run(job, done)
+        return Job(work, done)
 
-    def _committed(self, calls: list[_Call], events: list[Event], committed: _Committed) -> None:
+    def _succeed(self, calls: list[_Call], events: list[Event], end: End, seconds: float) -> None:
         """Make a commit visible: positions, head, delivery; then tell those who wait."""
-        for position, event in enumerate(events, self.head + 1):
+        self._drop(calls)
+        self._count(events, end, seconds)
+        for position, event in enumerate(events, self._end.head + 1):
             event.position = position
-        self._forget(calls)
-        self._commits += 1
-        self._events += len(events)
-        self._bytes += committed.end.size - self._end.size
-        self._commit_ms = committed.seconds * 1000
-        self._end = committed.end
-        self.head, self.head_tag = committed.end.head, committed.end.tag
+        self._end = end
+        self.head, self.head_tag = end.head, end.tag
         if self._limits.events:
-            self.first = max(self.first, self.head - self._limits.events + 1)
-        self._next()  # first, so that the disk works while we deliver
+            self.first = max(self.first, end.head - self._limits.events + 1)
+        if self._limits.bytes and end.size - self._start > self._limits.bytes + SURPLUS_BYTES:
+            self._trim_due = True
+        self._turns.go_on()  # before delivering, so that the disk works meanwhile
         try:
             self._deliver(events)
         except Exception:
-            log.exception("log.delivery_failed", extra={"first": events[0].position, "last": events[-1].position})
+            log.exception("log.delivery_failed", extra={"first": events[0].position, "head": end.head})
         _resolve(calls)
 
-    def _failed(self, calls: list[_Call], error: Exception | None) -> None:
-        """Fail a commit's calls and all that were queued behind it; the next `append` starts afresh."""
-        calls = [*calls, *self._queue]
-        self._queue.clear()
-        self._forget(calls)
+    def _fail(self, calls: list[_Call], error: Exception | None) -> None:
+        """Fail a commit's calls and all that are queued behind; the next `append` is tried as usual."""
+        calls = [*calls, *self._calls]
+        self._calls.clear()
+        self._drop(calls)
         self._failures += 1
-        unavailable = _unavailable(error)
-        log.error("log.commit_failed", extra={"reason": str(unavailable), "calls": len(calls)})
+        reason = _reason(error)
+        if not self._failing:
+            log.error("log.commit_failed", extra={"reason": reason})
+        self._failing = True
         for call in calls:
             if not call.future.done():
-                call.future.set_exception(LogUnavailable(str(unavailable), unavailable.retry_after))
-        self._next()
+                call.future.set_exception(LogUnavailable(reason, RETRY_FAILED))
 
-    def _forget(self, calls: list[_Call]) -> None:
+    def _count(self, events: list[Event], end: End, seconds: float) -> None:
+        """Count a commit, and note that the log works again if it did not."""
+        self._commits += 1
+        self._events += len(events)
+        self._bytes += end.size - self._end.size
+        self._commit_ms = seconds * 1000
+        if self._failing:
+            log.info("log.recovered")
+        self._failing = False
+
+    def _drop(self, calls: list[_Call]) -> None:
+        """Count calls as not queued any more."""
         for call in calls:
             self._queued_events -= len(call.events)
             self._queued_bytes -= call.bytes
 
-    # Retention.
+    # Retention, on the loop.
 
     def _tick(self) -> None:
-        """Look once in a while for something to delete."""
+        """Have retention look for something to delete, once in a while."""
         assert self._loop is not None
-        self._trim_due = True
         self._timer = self._loop.call_later(self._trim_seconds, self._tick)
-        self._next()
+        self._trim_due = True
+        self._turns.wake()
 
-    def _trim_job(self) -> Callable[[], Trimmed]:
+    def _trim(self) -> Job:
+        """Return the job that takes a step of retention."""
         rows, end, now, floor = self._rows, self._end, self._clock(), self.first
         assert rows is not None
-        return lambda: rows.trim(end, self._limits, now, floor)
 
-    def _trimmed(self, trimmed: Trimmed | None, error: Exception | None) -> None:
-        """Move `first`, and go on if there is more; what failed is tried again at the next tick."""
-        self._working = False
-        self._trim_due = trimmed is not None and trimmed.more and not self._closing
-        if trimmed is not None:
+        def done(trimmed: Trimmed | None, error: Exception | None) -> None:
+            if trimmed is None:
+                self._trim_due = False  # until the next tick
+                log.warning("log.retention_failed", extra={"reason": _reason(error)})
+                return
             self.first = max(self.first, trimmed.first)
-        else:
-            log.warning("log.retention_failed", extra={"reason": str(_unavailable(error))})
-        self._next()
+            self._start = trimmed.start
+            self._trim_due = trimmed.more and self._closing is None
 
-    # Reading, on the loop.
+        return Job(lambda: rows.trim(end, self._limits, now, floor), done)
 
-    def _reading(self) -> Rows:
-        if self._reader_rows is None or self._closing:
-            raise LogUnavailable("the log is closed", RETRY_CLOSED)
-        return self._reader_rows
+    # Opening and closing.
 
-    async def _loaded(self, position: int) -> Block | None:
-        """
-        Return the block that holds `position`, or begins behind it; those who wait for the same one share it.
-
-        None if nothing is stored between `position` and the next block in the cache: retention was faster.
-        """
-        self._reading()
-        assert self._loop is not None
-        future: asyncio.Future[Block | None] = self._loop.create_future()
-        self._misses.setdefault(position, []).append(future)
-        if not self._loading:
-            self._load()
-        return await future
-
-    def _load(self) -> None:
-        """Have the block at the first missed position read."""
-        if not self._misses:
-            return
-        position = next(iter(self._misses))
-        before = min(self._blocks.following(position) or self.head + 1, self.head + 1)
-        rows = self._reader_rows
-        assert rows is not None
-
-        def done(events: list[Event] | None, error: Exception | None) -> None:
-            self._loading = False
-            self._settle(position, Block(events) if events else None, error)
-            self._load()
-
-        self._loading = True
-        self._reader.run(lambda: _translated(lambda: rows.block(position, before)), done)
-
-    def _settle(self, position: int, block: Block | None, error: Exception | None) -> None:
-        """Serve every waiting reader that a loaded block serves."""
-        served = [position]
-        if block is not None:
-            self._blocks.add(block)
-            served += [p for p in self._misses if p != position and block.first <= p <= block.last]
-        for missed in served:
-            for future in self._misses.pop(missed, ()):
-                if future.done():
-                    continue
-                if error is not None:
-                    future.set_exception(error)
-                else:
-                    future.set_result(block)
-
-    # Closing.
+    def _reading(self) -> Reader:
+        assert self._reader is not None, "the log was not started"
+        return self._reader
 
     async def _shut(self) -> None:
-        """Commit what is queued, let nobody wait for a read, close the connections, end the threads."""
-        assert self._loop is not None
-        self._idle = self._loop.create_future()
-        self._next()
-        await self._idle
-        for futures in self._misses.values():
-            for future in futures:
-                if not future.done():
-                    future.set_exception(LogUnavailable("the log is closed", RETRY_CLOSED))
-        self._misses.clear()
-        if self._reader is not self._writer:
-            await self._reader.call(self._release_reader)
-            self._reader.stop()
-        await self._writer.call(self._save)
-        await self._writer.call(self._release)
-        self._writer.stop()
+        """Commit what is queued, close the connections, end the threads."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._turns.finished()
+        await self._worker.call(self._save)
+        # The writer's connection is closed last: that empties the write-ahead log.
+        await self._reading().close()
+        await self._worker.call(self._release)
+        self._reader_worker.stop()
+        self._worker.stop()
 
-    # In the writer thread.
+    def _open(self) -> Rows:
+        """
+        Open the file, check its end, apply retention; return the rows for the reader. In the writer's thread.
 
-    def _open(self) -> None:
-        """Open the file and read its end; a file that cannot be used is closed again, untouched."""
-        file = SqliteFile(self._folder, FORMAT, create)
-        self._file = file
-        rows = Rows(file.connection, str(file.path or "memory:"))
+        What cannot be used is refused before anything is written to it.
+        """
+        self._file = file = SqliteFile(self._folder, FORMAT, fill)
+        self._rows = rows = Rows(file.connection, str(file.path))
         try:
-            self.epoch = rows.epoch()
-            self._end = rows.end()
+            self.epoch, self._end, self.first = rows.epoch(), rows.end(), rows.floor()
             self._tail = rows.newest(self._tail_bytes)
         except sqlite3.Error as error:
             raise file.refusal(cause(error)) from error
         except LogDamaged as error:
             raise file.refusal(str(error)) from error
-        self._rows = rows
-        self._reader_rows = rows if file.path is None else Rows(file.reader(), str(file.path))
-        self.first = rows.floor()
-        self.first = rows.trim(self._end, self._limits, self._clock(), self.first).first
+        trimmed = rows.trim(self._end, self._limits, self._clock(), self.first)
+        self.first, self._start = trimmed.first, trimmed.start
+        return rows if file.path is None else Rows(file.reader(), str(file.path))
 
     def _save(self) -> None:
-        """Write down where the log begins. If that fails it is worth a line only: the next start computes it again."""
+        """
+        Write down where the log begins. In the writer's thread.
+
+        A failure is worth a line only: what was not written down the next start finds out again.
+        """
         assert self._rows is not None
         try:
             self._rows.save(self._end, self.first)
@@ -475,42 +399,29 @@ class SqliteLog:
             log.warning("log.close_failed", extra={"reason": cause(error)})
 
     def _release(self) -> None:
-        """Close the file if it is open."""
+        """Close the file if it is open. In the writer's thread."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _release_reader(self) -> None:
-        """Close the reader's connection, in its thread and before the writer's: the last one empties the WAL."""
-        assert self._reader_rows is not None
-        self._reader_rows.close()
 
-
-def _nobody(_: list[Event]) -> None:
+def _ignore(_: list[Event]) -> None:
     """Deliver to nobody: before the start."""
+
+
+def _forget(_result: object, _error: Exception | None) -> None:
+    """Ignore what came of a job."""
 
 
 def _resolve(calls: list[_Call]) -> None:
     for call in calls:
-        if not call.future.done():  # it may have been cancelled
+        if not call.future.done():  # whoever waited was cancelled
             call.future.set_result(None)
 
 
-def _unavailable(error: Exception | None) -> LogUnavailable:
-    """Return what producers are told about a failure."""
+def _reason(error: Exception | None) -> str:
+    """Return in a few words why a job of the writer failed."""
     if isinstance(error, sqlite3.Error):
-        return LogUnavailable(cause(error), RETRY_FAILED)
-    if isinstance(error, LogError):
-        return LogUnavailable(str(error), RETRY_FAILED)
+        return cause(error)
     log.error("log.job_failed", exc_info=error)
-    return LogUnavailable("the log failed", RETRY_FAILED)
-
-
-def _translated(job: Callable[[], T]) -> T:
-    """Do a reading job; say in the log's terms what SQLite has to complain."""
-    try:
-        return job()
-    except sqlite3.Error as error:
-        if is_damage(error):
-            raise LogDamaged(f"the log is damaged ({error})") from error
-        raise LogUnavailable(cause(error), RETRY_FAILED) from error
+    return "the log failed"
