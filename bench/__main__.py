@@ -78,7 +78,7 @@ def run(rows: Sequence[Row], plan: Plan) -> tuple[list[Result], list[str]]:
             try:
                 found = row.measure(lab, row.name)
             except BenchError as error:
-                failures.append(f"{row.name}: {error}")
+                failures.append(f"{row.name}: {str(error).splitlines()[0]}")
                 print(f"FAILED: {error}\n{lab.said()}", file=sys.stderr)
                 continue
             disturbed = lab.disturbance()

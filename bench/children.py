@@ -54,7 +54,7 @@ class Child:
 
     def said(self) -> str:
         """The end of what it printed."""
-        return self.log.read_text(errors="replace")[-2000:]
+        return self.log.read_text(errors="replace")[-1000:]
 
     def stop(self, sign: signal.Signals = signal.SIGKILL) -> None:
         """End it. Idempotent."""

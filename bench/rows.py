@@ -3,9 +3,9 @@ The rows of the bench: what each measures, beside what, and the target it is hel
 
 Method. Server and floor run on one core, the load client and this harness on another. Both sides are up at
 the same time and are measured in turn, in short rounds (server, floor, server, floor) after a warm-up each,
-so that a machine that drifts does so for both; the median of the rounds counts. CPU time is that of the server
-process, all threads, read from outside at the borders of a round. A delivery is one event received and counted
-by one client. After each round everything owed must have arrived, in order and once, or the row fails.
+so that a machine that drifts does so for both; the median of the rounds counts. CPU time is that of the whole
+server process, read from outside at the borders of a round. A delivery is one event received and counted by
+one client. After each round everything owed must have arrived, in order and once, or the row fails.
 """
 
 from __future__ import annotations
