@@ -36,5 +36,6 @@ OVERLOADED: Final = CloseReason("overloaded", 1013, "too many connections; try a
 STALLED: Final = CloseReason("stalled", 1006, "the client made no progress for too long", reconnect=True)
 UNRESPONSIVE: Final = CloseReason("unresponsive", 1006, "the client did not answer pings", reconnect=True)
 LOG_FAILED: Final = CloseReason("log_failed", 1011, "the log could not be read; reconnect with your cursor", reconnect=True)
+INTERNAL: Final = CloseReason("internal", 1011, "the gateway made a mistake; reconnect with your cursor", reconnect=True)
 PROTOCOL_ERROR: Final = CloseReason("protocol_error", 1002, "the client broke the protocol", reconnect=False)
 LOST: Final = CloseReason("lost", 1006, "the connection was lost", reconnect=True)

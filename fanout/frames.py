@@ -40,6 +40,7 @@ class Wire(IntEnum):
 
 
 SSE_WIRES: Final = frozenset({Wire.SSE, Wire.SSE_CHUNKED})
+STREAM_WIRES: Final = tuple(wire for wire in Wire if wire is not Wire.JSON)
 WEBSOCKET_WIRES: Final = frozenset({Wire.WEBSOCKET, Wire.WEBSOCKET_DEFLATE})
 
 

@@ -101,16 +101,18 @@ class Hub:
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
-    def attach(self, connection: Connection, patterns: Iterable[str], position: int) -> None:
+    def attach(self, connection: Connection, patterns: Iterable[str], position: int, *, full: bool = False) -> None:
         """
-        Add a connection that has everything it wants up to `position`.
+        Add a connection that has everything it wants up to `position`, and whose sink is `full` or not.
 
         At the head it is live at once; else it is to be fed by the catch-up.
         """
         connection.position = position
         self.connections[connection] = None
         self._join(connection, patterns)
-        if position >= self.window.head:
+        if full:
+            connection.fire(Signal.FULL)
+        elif position >= self.window.head:
             self.caught_up(connection)
 
     def detach(self, connection: Connection) -> None:

@@ -198,8 +198,14 @@ class Window:
         return frame
 
     def stored_frame(self, event: Event, wire: Wire) -> bytes:
-        """Return the frame of an event that was read from the log and is not in the window."""
-        return event_frame(wire, self.cursor_of(event), event.body)
+        """Return the frame of an event that was read from the log and is not in the window; it is kept with the event."""
+        frames = event.frames
+        if frames is None:
+            frames = event.frames = {}
+        frame = frames.get(wire)
+        if frame is None:
+            frame = frames[wire] = event_frame(wire, self.cursor_of(event), event.body)
+        return frame
 
     def cursor_of(self, event: Event) -> str:
         """Return the cursor text that names `event`."""

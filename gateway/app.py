@@ -1,0 +1,282 @@
+"""
+The composition root: makes the parts of a gateway from the settings, and runs them.
+
+`serve` runs the whole server. `create_app` returns the same gateway as a Starlette application, to be mounted in
+somebody else's: its lifespan starts and stops the gateway, and where a host does not run it, the first request starts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fanout.catchup import CatchUp
+from fanout.hub import Hub
+from fanout.window import Window
+from gateway.consumers import SqliteConsumers
+from gateway.dedup import Dedup
+from gateway.drain import Drain
+from gateway.feeder import Feeder
+from gateway.intake import Intake
+from gateway.keepalive import Keepalive
+from gateway.log import LogError
+from gateway.operate import Operate
+from gateway.polling import Poller
+from gateway.problems import EXCEPTION_HANDLERS, method_not_allowed
+from gateway.publish import PublishEvents, PublishTopic
+from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server
+from gateway.session import Services
+from gateway.settings import Settings
+from gateway.sqlite_log import SqliteLog
+from gateway.starts import Locator
+from gateway.streams import Streams
+from gateway.subscribe import Subscribe, SubscribeLimits
+
+DEMO: Final = Path(__file__).resolve().parent.parent / "web-demo"
+logger = logging.getLogger(__name__)
+
+
+class Gateway:
+    """
+    One replica: all its parts, made from the settings.
+
+    Args:
+        settings: see `gateway.settings`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        folder = settings.data_folder
+        self.log = SqliteLog(
+            folder,
+            retention_seconds=settings.retention_seconds,
+            retention_bytes=settings.retention_bytes,
+            retention_events=settings.retention_events,
+            queue_bytes=settings.queue_bytes,
+            queue_events=settings.queue_events,
+            tail_bytes=settings.window_bytes,
+        )
+        self.consumers = SqliteConsumers(folder)
+        self.dedup = Dedup(settings.dedup_seconds, settings.dedup_events)
+        self.intake = Intake(self.log, self.dedup, settings)
+        window = Window("", settings.window_bytes, settings.window_events, int(settings.window_seconds * 1000))
+        self.hub = Hub(window, settings.buffer_bytes)
+        self.catchup = CatchUp(self.hub, lambda: self.log.first)
+        self.feeder = Feeder(self.catchup, self.log)
+        dead_peer_ms = int(settings.stall_timeout * 1000)
+        self.streams = Streams(self.hub, self.catchup, self.feeder, settings.notsent_lowat, dead_peer_ms)
+        self.poller = Poller(self.streams, self.log, self.consumers, settings.poll_retry_after)
+        self.drain = Drain(self.streams, self.poller, settings.drain_seconds)
+        self.keepalive = Keepalive(self.streams, settings.heartbeat_seconds, settings.stall_timeout)
+        self.tasks = asyncio.TaskGroup()
+        self._starting = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """
+        Open the log, fill the window from its tail, and begin. Idempotent.
+
+        Raises:
+            LogError: the log cannot be used.
+        """
+        if self._running is not None:
+            return
+        async with self._starting:
+            if self._running is None:
+                await self._open()
+                ready = asyncio.Event()
+                self._running = asyncio.create_task(self._run(ready))
+                await ready.wait()
+
+    async def stop(self) -> None:
+        """End what runs, make everything durable, close the log. Idempotent."""
+        running, self._running = self._running, None
+        if running is not None:
+            self._stopping.set()
+            await running
+            await self.log.close()
+            await self.consumers.close()
+
+    async def _open(self) -> None:
+        await self.log.start(self.hub.publish)
+        await self.consumers.start()
+        window = self.hub.window
+        window.epoch = self.log.epoch
+        window.begin(self.log.head, self.log.head_tag)
+        window.preload(await self.log.tail())
+        await self.intake.restore()
+
+    async def _run(self, ready: asyncio.Event) -> None:
+        """Own every task of the gateway until it is told to stop."""
+        async with self.tasks:
+            helpers = [self.tasks.create_task(each) for each in (self.feeder.run(), self.keepalive.run())]
+            ready.set()
+            await self._stopping.wait()
+            for task in helpers:
+                task.cancel()
+
+    def not_ready(self) -> list[str]:
+        """Return why clients should not be sent here; empty when they should."""
+        reasons = []
+        if self._running is None:
+            reasons.append("starting")
+        if self.drain.draining:
+            reasons.append("draining")
+        return reasons
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        """Run the gateway as long as a Starlette application runs."""
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.drain()
+            await self.stop()
+
+    # --- the application ----------------------------------------------------------------------------------------------
+
+    def application(self) -> Starlette:
+        """Return the gateway as an ASGI application."""
+        settings = self.settings
+        services = Services(
+            streams=self.streams,
+            locator=Locator(self.hub.window, self.log),
+            intake=self.intake,
+            consumers=self.consumers,
+            tasks=self.tasks,
+            max_topics=settings.max_topics,
+        )
+        limits = SubscribeLimits(
+            settings.max_topics, settings.max_connections, settings.max_message_bytes, settings.websocket_deflate
+        )
+        events = Events(Subscribe(services, self.poller, self.consumers, limits), PublishEvents(self.intake, settings))
+        routes: list[BaseRoute] = [
+            Route("/v1/events", events),
+            Route("/v1/topics/{topic:path}", PublishTopic(self.intake, settings)),
+            *Operate(self).routes(),
+        ]
+        if DEMO.is_dir():
+            routes += [Route("/", _demo), Mount("/demo", StaticFiles(directory=DEMO))]
+        application = Starlette(
+            routes=routes,
+            middleware=[Middleware(Started, gateway=self)],
+            exception_handlers=EXCEPTION_HANDLERS,
+            lifespan=self.lifespan,
+        )
+        application.state.gateway = self
+        return application
+
+
+async def _demo(_request: Request) -> Response:
+    """Return the demo page."""
+    return FileResponse(DEMO / "index.html", headers={"cache-control": "no-cache"})
+
+
+class Events:
+    """
+    `/v1/events`: subscribe with GET, publish with POST.
+
+    Args:
+        subscribe: answers GET, HEAD and WebSocket.
+        publish: answers POST.
+    """
+
+    def __init__(self, subscribe: Subscribe, publish: PublishEvents) -> None:
+        self._subscribe = subscribe
+        self._publish = publish
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        method = scope.get("method", "GET")
+        if method == "POST":
+            await self._publish(scope, receive, send)
+        elif method in ("GET", "HEAD"):
+            await self._subscribe(scope, receive, send)
+        else:
+            raise method_not_allowed("GET", "HEAD", "POST")
+
+
+class Started:
+    """Middleware: the first request starts the gateway if no lifespan did, because it is mounted in another application."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app = app
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on one request."""
+        if scope["type"] != "lifespan":
+            await self._gateway.start()
+        await self._app(scope, receive, send)
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """
+    Return a gateway as an ASGI application, to run or to mount.
+
+    Args:
+        settings: the defaults if None, with `data="memory:"` being the one for trying things out.
+
+    A host that mounts it should run its lifespan (`app.router.lifespan_context(app)`) in its own, so that it drains and
+    closes in an orderly way.
+    """
+    return Gateway(settings or Settings()).application()
+
+
+def serve(settings: Settings) -> int:
+    """Run the server until it is told to stop; return the exit code."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    return uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    gateway = Gateway(settings)
+    try:
+        await gateway.start()
+    except LogError as error:
+        print(f"sluice: {error}", file=sys.stderr)
+        return 1
+    doorkeeper = Doorkeeper(settings.max_header_bytes, settings.header_timeout)
+    config = uvicorn.Config(
+        gateway.application(),
+        host=settings.host,
+        port=settings.port,
+        http=type("BoundHttpProtocol", (HttpProtocol,), {"doorkeeper": doorkeeper}),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=10,
+        backlog=4096,
+    )
+    watch = gateway.tasks.create_task(doorkeeper.run())
+    try:
+        await Server(config, gateway.drain).serve()
+    finally:
+        watch.cancel()
+        await gateway.stop()
+    return 0

@@ -1,0 +1,37 @@
+"""The first frames of a connection: who it is, where it begins, and whether its cursor was of another history."""
+
+from __future__ import annotations
+
+import secrets
+from itertools import count
+from typing import TYPE_CHECKING
+
+from fanout.catchup import gap_frame
+from fanout.frames import SSE_WIRES, Wire, chunk, control_frame, sse_block
+
+if TYPE_CHECKING:
+    from fanout.connection import Connection
+    from gateway.streams import Streams
+
+_names = count(1)
+_process = secrets.token_hex(3)
+
+
+def connection_name() -> str:
+    """Return a name for a connection: unique, short, and not another process's."""
+    return f"{_process}-{next(_names)}"
+
+
+def greeting_of(streams: Streams, connection: Connection, position: int, reset: str | None) -> bytes:
+    """Return the first frames of a connection that begins at `position`, and was told `reset` if it came with such a cursor."""
+    wire, cursor = connection.wire, streams.hub.window.cursor(position)
+    if wire in SSE_WIRES:
+        block = sse_block(cursor, None, None, streams.retry_ms())
+        greeting = chunk(block) if wire is Wire.SSE_CHUNKED else block
+    else:
+        members = b'"connection":"%b","cursor":"%b"' % (connection.name.encode(), cursor.encode())
+        greeting = control_frame(wire, "welcome", members)
+    if reset is not None:
+        streams.count_reset(connection)
+        greeting += gap_frame(wire, "reset", reset, cursor)
+    return greeting

@@ -1,0 +1,84 @@
+"""Metrics for Prometheus, read from the counters that the gateway keeps anyway, when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from fanout.connection import State
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+
+class Collector:
+    """
+    Reads a gateway's counters.
+
+    Args:
+        gateway: whose.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def collect(self) -> Iterable[Metric]:
+        """Return every metric with its value of now."""
+        yield from self._log()
+        yield from self._connections()
+        yield from self._intake()
+
+    def _log(self) -> Iterator[Metric]:
+        log, window = self._gateway.log, self._gateway.hub.window
+        yield GaugeMetricFamily("sluice_log_head", "Position of the newest event.", log.head)
+        yield GaugeMetricFamily("sluice_log_first", "Position of the oldest event retained.", log.first)
+        yield GaugeMetricFamily("sluice_window_bytes", "Memory of the window.", window.bytes)
+        yield GaugeMetricFamily("sluice_window_events", "Events in the window.", len(window))
+        yield CounterMetricFamily("sluice_window_evicted", "Events that left the window.", window.evicted)
+
+    def _connections(self) -> Iterator[Metric]:
+        hub, streams = self._gateway.hub, self._gateway.streams
+        connections = GaugeMetricFamily("sluice_connections", "Connections by wire and state.", labels=["wire", "state"])
+        counts: dict[tuple[str, str], int] = {}
+        for connection in hub.connections:
+            key = (connection.wire.name.lower(), connection.state.value)
+            counts[key] = counts.get(key, 0) + 1
+        for (wire, state), number in counts.items():
+            connections.add_metric([wire, state], number)
+        yield connections
+        yield CounterMetricFamily("sluice_connections_opened", "Streaming connections opened.", streams.opened)
+        ended = CounterMetricFamily("sluice_connections_ended", "Streaming connections ended, by reason.", labels=["reason"])
+        for reason, number in streams.ended.items():
+            ended.add_metric([reason], number)
+        yield ended
+        gaps = CounterMetricFamily("sluice_gaps", "Gaps announced to streaming connections, by reason.", labels=["reason"])
+        for reason, number in self._gateway.catchup.gaps.items():
+            gaps.add_metric([reason], number)
+        yield gaps
+        yield CounterMetricFamily("sluice_deliveries", "Events written to streaming connections.", hub.deliveries)
+        behind = sum(connection.state is not State.LIVE for connection in hub.connections)
+        yield GaugeMetricFamily("sluice_connections_behind", "Connections that are not at the head.", behind)
+
+    def _intake(self) -> Iterator[Metric]:
+        intake = self._gateway.intake
+        yield CounterMetricFamily("sluice_events_accepted", "Events made durable.", intake.accepted)
+        yield CounterMetricFamily("sluice_events_duplicate", "Events recognised as duplicates.", intake.duplicates)
+        yield CounterMetricFamily("sluice_publish_busy", "Publish calls refused because the queue was full.", intake.busy)
+        yield CounterMetricFamily(
+            "sluice_publish_unavailable", "Publish calls that failed because the log could not store.", intake.unavailable
+        )
+
+
+def registry(gateway: Gateway) -> CollectorRegistry:
+    """Return a registry with the gateway's metrics."""
+    own = CollectorRegistry(auto_describe=False)
+    own.register(Collector(gateway))
+    return own
+
+
+def text(own: CollectorRegistry) -> bytes:
+    """Return the metrics in Prometheus' text format."""
+    return generate_latest(own)

@@ -1,0 +1,113 @@
+"""What whoever operates the gateway looks at: health, readiness, metrics, connections, topics."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway import metrics
+from gateway.problems import Problem
+
+if TYPE_CHECKING:
+    from fanout.connection import Connection
+    from gateway.app import Gateway
+
+MAX_LISTED: Final = 1000
+_NO_STORE: Final = {"cache-control": "no-store"}
+
+
+class Operate:
+    """
+    The endpoints for operators.
+
+    Args:
+        gateway: what they look into.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._registry = metrics.registry(gateway)
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/healthz", self.healthz),
+            Route("/readyz", self.readyz),
+            Route("/metrics", self.metrics),
+            Route("/v1/connections", self.connections),
+            Route("/v1/connections/{name}", self.connection),
+            Route("/v1/topics", self.topics),
+        ]
+
+    async def healthz(self, _request: Request) -> Response:
+        """The process is alive."""
+        return _json({"status": "alive"})
+
+    async def readyz(self, _request: Request) -> Response:
+        """Tell whether clients may be sent here: 200, or 503 with the reasons."""
+        reasons = self._gateway.not_ready()
+        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    async def metrics(self, _request: Request) -> Response:
+        """Return the metrics in Prometheus' text format."""
+        return Response(metrics.text(self._registry), media_type=CONTENT_TYPE_LATEST, headers=_NO_STORE)
+
+    async def connections(self, request: Request) -> Response:
+        """Return how many connections there are, and those furthest behind first: at most `limit` (100)."""
+        limit = _limit(request.query_params.get("limit", "100"))
+        hub = self._gateway.hub
+        behind = heapq.nsmallest(limit, hub.connections, key=hub.position)
+        return _json({"total": len(hub.connections), "connections": [self._seen(each) for each in behind]})
+
+    async def connection(self, request: Request) -> Response:
+        """Return one connection."""
+        name = request.path_params["name"]
+        for each in self._gateway.hub.connections:
+            if each.name == name:
+                return _json(self._seen(each))
+        raise Problem(404, f"there is no connection {ascii(name[:60])}")
+
+    async def topics(self, request: Request) -> Response:
+        """Return the topics in the window with their events, and the patterns with their subscribers; at most `limit` (100) each."""
+        limit = _limit(request.query_params.get("limit", "100"))
+        hub = self._gateway.hub
+        topics = heapq.nlargest(limit, hub.window.topics().items(), key=lambda item: item[1])
+        patterns = heapq.nlargest(limit, hub.subscriptions().items(), key=lambda item: item[1])
+        return _json(
+            {
+                "topics": [{"topic": topic, "events": number} for topic, number in topics],
+                "subscriptions": [{"pattern": pattern, "connections": number} for pattern, number in patterns],
+            }
+        )
+
+    def _seen(self, connection: Connection) -> dict[str, Any]:
+        hub = self._gateway.hub
+        position = hub.position(connection)
+        return {
+            "connection": connection.name,
+            "wire": connection.wire.name.lower(),
+            "state": connection.state.value,
+            "topics": sorted(hub.patterns(connection)),
+            "overflow": connection.overflow.value,
+            "cursor": hub.window.cursor(position),
+            "behind": hub.window.head - position,
+            "delivered": hub.delivered(connection),
+            "pauses": connection.pauses,
+            "gaps": connection.gaps,
+        }
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_LISTED:
+        raise Problem(422, f"limit is a whole number from 1 to {MAX_LISTED}")
+    return int(text)
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value) + b"\n", status, media_type="application/json", headers=_NO_STORE)

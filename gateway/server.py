@@ -1,0 +1,214 @@
+"""
+Our HTTP server: uvicorn, with a protocol class that can give its socket away and that refuses what no honest client sends.
+
+What it adds: an ASGI extension by which an endpoint takes the socket over; WebSocket upgrades arrive as the ordinary GET requests they
+are; a request head has a size limit and a deadline; a server that goes away tells its connections first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from gateway.problems import Problem
+from gateway.subscribe import DETACH
+
+if TYPE_CHECKING:
+    import socket
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle keep-alive connection is kept: longer than the pauses between a client's polls."""
+
+
+class Doorkeeper:
+    """
+    Watches the connections that have not asked for anything yet.
+
+    Args:
+        max_head: bytes a request's line and headers may have.
+        timeout: seconds a client may take to send them.
+    """
+
+    def __init__(self, max_head: int, timeout: float) -> None:
+        self.max_head = max_head
+        self.timeout = timeout
+        self.waiting: dict[HttpProtocol, float] = {}  # since when its head has been due, oldest first
+
+    def expect(self, protocol: HttpProtocol) -> None:
+        """A head is due from now on."""
+        self.waiting.pop(protocol, None)
+        self.waiting[protocol] = asyncio.get_running_loop().time()
+
+    def arrived(self, protocol: HttpProtocol) -> None:
+        """The head is there, or the connection gone."""
+        self.waiting.pop(protocol, None)
+
+    async def run(self) -> None:
+        """Close the connections whose head is overdue, until cancelled."""
+        while True:
+            await asyncio.sleep(min(1.0, self.timeout / 4))
+            overdue = asyncio.get_running_loop().time() - self.timeout
+            while self.waiting and next(iter(self.waiting.values())) < overdue:
+                protocol = next(iter(self.waiting))
+                del self.waiting[protocol]
+                protocol.time_out()
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One HTTP connection. Subclassed with its doorkeeper, because uvicorn makes the instances."""
+
+    doorkeeper: Doorkeeper
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = True  # the next bytes belong to a request's head
+        self._head_bytes = 0
+        self._upgraded = False  # an upgrade was asked for: what follows is no HTTP
+        self._behind = b""  # … and is kept here until somebody takes the socket over
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client connected."""
+        super().connection_made(transport)
+        self.doorkeeper.expect(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self.doorkeeper.arrived(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse a request, or a part of one."""
+        if self._upgraded:
+            self._keep(data)
+            return
+        self._unset_keepalive_if_required()
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgraded = True
+            self.cycle.keep_alive = False  # whatever it was, we answer it once
+            self._keep(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(Problem(400, "this is no HTTP/1.1 request"))
+        else:
+            if self._in_head and self._head_bytes > self.doorkeeper.max_head:
+                self._refuse(self._too_large())
+
+    def _keep(self, data: bytes) -> None:
+        self._behind += data
+        if len(self._behind) > self.doorkeeper.max_head:
+            self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        if not self._in_head:  # not the connection's first
+            self._in_head = True
+            self._head_bytes = 0
+            self.doorkeeper.expect(self)
+        self.scope["extensions"] = {DETACH: self}  # type: ignore[dict-item]  # uvicorn's type knows no objects here
+
+    def on_headers_complete(self) -> None:
+        """A request's head is complete: the application is started."""
+        self._in_head = False
+        self.doorkeeper.arrived(self)
+        super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._head_bytes > self.doorkeeper.max_head and self._size_of(cycle) > self.doorkeeper.max_head:
+            app = self._too_large()
+        super()._start_asgi_task(cycle, app)
+
+    @staticmethod
+    def _size_of(cycle: RequestResponseCycle) -> int:
+        """Return the bytes of a request's head; the data it came in may have had a body behind it."""
+        scope = cycle.scope
+        fields = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        return len(scope["raw_path"]) + len(scope["query_string"]) + fields
+
+    def _too_large(self) -> Problem:
+        limit = self.doorkeeper.max_head
+        return Problem(431, f"a request's line and headers may have {limit} bytes", headers={"connection": "close"})
+
+    def _should_upgrade_to_ws(self) -> bool:
+        """Let upgrades reach the application as the GET requests they are: its endpoint answers 101 itself."""
+        return False
+
+    def time_out(self) -> None:
+        """The client takes too long over its request's head."""
+        if self._head_bytes:
+            self._refuse(Problem(408, "the request's head took too long"))
+        else:
+            self.transport.abort()
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer what is not, or not yet, a request, and close."""
+        if self.transport.is_closing():
+            return
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            body = problem.body()
+            head = b"".join(b"%b: %b\r\n" % header for header in problem.raw_headers(body))
+            status = b"HTTP/1.1 %d %b\r\n" % (problem.status, problem.title.encode())
+            self.transport.write(status + head + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def detach(self) -> tuple[asyncio.Transport, bytes]:
+        """
+        Give up the socket; return its transport, and what the client sent behind its request.
+
+        To be called by the endpoint that is answering the current request, before it has answered anything. uvicorn is made to believe
+        that the response is complete, so its task ends in peace.
+        """
+        cycle = self.cycle
+        cycle.response_started = cycle.response_complete = True
+        self.connections.discard(self)
+        self.pipeline.clear()  # behind a response without end nothing is ever answered
+        self.flow.resume_reading()
+        self._unset_keepalive_if_required()
+        behind, self._behind = self._behind, b""
+        return self.transport, behind
+
+
+class Server(uvicorn.Server):
+    """
+    uvicorn's server, with a drain before it closes anything.
+
+    Args:
+        config: uvicorn's.
+        drain: tells the streaming connections to go, and waits until they have.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Exit on SIGTERM and SIGINT; unlike uvicorn's, without raising the signal again, which would skip what comes after."""
+        loop = asyncio.get_running_loop()
+        handled = (signal.SIGTERM, signal.SIGINT)
+        for number in handled:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then shut down as uvicorn does."""
+        await self._drain()
+        await super().shutdown(sockets)

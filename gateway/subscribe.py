@@ -1,0 +1,189 @@
+"""
+`GET /v1/events`: one URL, the transport chosen by the request.
+
+On our own server a stream or WebSocket leaves the ASGI world here: its socket is handed to a detached connection and the task
+ends. In any other ASGI server the same request is served through plain ASGI (`gateway.asgi`). Polls are answered by `gateway.polling`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from starlette.types import Receive, Scope, Send
+
+from fanout.connection import Connection
+from fanout.cursor import Latest, parse_start
+from fanout.frames import Wire, sse_block
+from fanout.selection import Selection
+from gateway.asgi import AsgiSubscriber
+from gateway.consumers import Consumers
+from gateway.detached import Detached, DetachedStream
+from gateway.greeting import connection_name, greeting_of
+from gateway.log import LogError
+from gateway.polling import Poller
+from gateway.problems import Problem
+from gateway.session import Services, Session
+from gateway.starts import Place
+from gateway.streams import RETRY_MS, Streams
+from gateway.subscription import Request, Transport, parse
+from gateway.websocket import DetachedWebSocket, accept
+
+DETACH: Final = "sluicegate.detach"
+"""The ASGI extension by which our server offers its socket: an object with `detach()`."""
+
+STREAM_WIRES: Final = {
+    (Transport.SSE, "1.1"): Wire.SSE_CHUNKED,
+    (Transport.NDJSON, "1.1"): Wire.NDJSON_CHUNKED,
+    (Transport.SSE, "1.0"): Wire.SSE,
+    (Transport.NDJSON, "1.0"): Wire.NDJSON,
+}
+
+_NO_CACHE: Final = b"cache-control: no-store\r\nx-accel-buffering: no\r\nvary: accept, authorization\r\n"
+_CONTENT_TYPES: Final = {Transport.SSE: b"text/event-stream", Transport.NDJSON: b"application/x-ndjson"}
+
+
+class Detachable(Protocol):
+    """A server's side of a connection whose socket can be taken over."""
+
+    def detach(self) -> tuple[asyncio.Transport, bytes]:
+        """Give up the transport; return it with what the client sent behind its request."""
+
+
+def header_map(scope: Scope) -> dict[bytes, bytes]:
+    """Return the request's headers, repeated ones joined by a comma (RFC 9110 5.3)."""
+    headers: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    return headers
+
+
+@dataclass(frozen=True, slots=True)
+class SubscribeLimits:
+    """
+    Limits of subscribing.
+
+    Attributes:
+        max_topics: patterns of one connection.
+        max_connections: streaming connections of this replica; 0 is no limit.
+        max_message: bytes of one WebSocket message.
+        deflate: whether permessage-deflate is offered.
+    """
+
+    max_topics: int
+    max_connections: int
+    max_message: int
+    deflate: bool
+
+
+class Subscribe:
+    """
+    The endpoint.
+
+    Args:
+        services: what sessions and connections work with.
+        poller: answers polls.
+        consumers: remembered cursors.
+        limits: what a client may ask for.
+    """
+
+    def __init__(self, services: Services, poller: Poller, consumers: Consumers, limits: SubscribeLimits) -> None:
+        self._services = services
+        self._streams: Streams = services.streams
+        self._poller = poller
+        self._consumers = consumers
+        self._limits = limits
+        self.asgi = AsgiSubscriber(services)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        headers = header_map(scope)
+        if scope["type"] == "websocket":
+            headers[b"upgrade"] = b"websocket"
+        request = parse(scope["query_string"], headers, self._limits.max_topics)
+        try:
+            place = await self._place(request)
+        except LogError as error:
+            raise Problem(503, str(error), retry_after=1) from error
+        if request.transport is Transport.POLL:
+            await self._poller.answer(request, place, scope, receive, send)
+            return
+        if self._is_full():
+            await self._turn_away(request, send)
+            return
+        offer: Detachable | None = scope.get("extensions", {}).get(DETACH)
+        if offer is None or scope["method"] == "HEAD":
+            await self.asgi.serve(request, place, scope, receive, send)
+        elif request.transport is Transport.WEBSOCKET:
+            self._detach_websocket(request, place, headers, offer)
+        else:
+            self._detach_stream(request, place, scope["http_version"], offer)
+
+    async def _place(self, request: Request) -> Place:
+        """Return where the request begins: where it says, else where its consumer left off, else at the head."""
+        start = request.start
+        if request.consumer is not None:
+            if start is None:
+                remembered = await self._consumers.recall(request.consumer)
+                start = parse_start(remembered) if remembered is not None else None
+            if start is None:
+                head = self._streams.hub.window.head
+                await self._consumers.remember(request.consumer, self._streams.hub.window.cursor(head))
+                return Place(head)
+        return await self._services.locator.locate(start or Latest(), Selection(request.patterns))
+
+    def _is_full(self) -> bool:
+        return 0 < self._limits.max_connections <= len(self._streams.sinks)
+
+    async def _turn_away(self, request: Request, send: Send) -> None:
+        """
+        Refuse a connection too many.
+
+        An EventSource takes any status but 200 as the end, for ever (HTML 9.2.3): it is told to wait and cut off.
+        """
+        self._streams.ended["overloaded"] += 1
+        if request.transport is not Transport.SSE:
+            raise Problem(503, "too many connections", retry_after=self._streams.retry_ms() / 1000)
+        body = sse_block(None, None, None, RETRY_MS[1] + self._streams.retry_ms())
+        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    # --- detached -----------------------------------------------------------------------------------------------------
+
+    def _detach_stream(self, request: Request, place: Place, version: str, offer: Detachable) -> None:
+        """Hand the socket to a stream connection."""
+        wire = STREAM_WIRES[request.transport, "1.0" if version == "1.0" else "1.1"]
+        transport, _ = offer.detach()
+        sink = DetachedStream(self._streams, transport, wire)
+        connection = Connection(connection_name(), sink, wire, request.overflow)
+        self._open(sink, connection, request, place, _stream_head(request.transport, wire))
+
+    def _detach_websocket(
+        self, request: Request, place: Place, headers: Mapping[bytes, bytes], offer: Detachable
+    ) -> None:
+        """Answer the handshake and hand the socket to a WebSocket connection."""
+        head, deflate = accept(headers, allow_deflate=self._limits.deflate)
+        transport, early = offer.detach()
+        sink = DetachedWebSocket(self._streams, transport, self._limits.max_message, deflate=deflate)
+        wire = Wire.WEBSOCKET_DEFLATE if deflate else Wire.WEBSOCKET
+        connection = Connection(connection_name(), sink, wire, request.overflow)
+        sink.inbox = Session(self._services, sink, connection, request.consumer, sink)
+        self._open(sink, connection, request, place, head)
+        if early:
+            sink.data_received(early)
+
+    def _open(self, sink: Detached, connection: Connection, request: Request, place: Place, head: bytes) -> None:
+        sink.take_over()
+        position = self._streams.hub.window.head if request.start is None and request.consumer is None else place.position
+        greeting = head + greeting_of(self._streams, connection, position, place.reset)
+        self._streams.open(sink, connection, request.patterns, position, greeting)
+
+
+def _stream_head(transport: Transport, wire: Wire) -> bytes:
+    """Return the response head of a stream."""
+    chunked = wire in (Wire.SSE_CHUNKED, Wire.NDJSON_CHUNKED)
+    framing = b"transfer-encoding: chunked\r\n" if chunked else b"connection: close\r\n"
+    return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b%b\r\n" % (_CONTENT_TYPES[transport], _NO_CACHE, framing)

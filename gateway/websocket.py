@@ -1,0 +1,283 @@
+"""
+WebSocket on a detached connection.
+
+Incoming bytes go to websockets' sans-I/O protocol, which is made when the first of them come in and dropped again when nothing is
+pending, so a connection that only listens keeps none. A pong alone is recognised without it. Outgoing events are frames
+made once and shared; control messages are text frames of our own.
+
+Sources: RFC 6455 (4.2.2 handshake, 5.5 control frames, 7.1.7 failing, 8.1 UTF-8), RFC 7692 (permessage-deflate).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import codecs
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Protocol
+
+from websockets.exceptions import InvalidHeader
+from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.headers import parse_extension
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+from websockets.utils import accept_key
+
+from fanout.closing import CLIENT_LEFT, PROTOCOL_ERROR, CloseReason
+from fanout.frames import DEFLATE_WINDOW_BITS, Wire, websocket_close, websocket_ping
+from gateway.detached import Detached, goodbye
+from gateway.problems import Problem
+
+if TYPE_CHECKING:
+    from websockets.extensions import Extension
+
+    from gateway.streams import Streams
+
+READ_SLICE: Final = 16 * 1024
+"""Bytes given to the parser at a time, so that answers are not produced faster than the client takes them."""
+
+_PING: Final = websocket_ping()
+
+CLOSE_SECONDS: Final = 5.0
+"""How long a client may take to answer a close frame."""
+
+
+class Inbox(Protocol):
+    """Takes the messages that a client sends."""
+
+    def received(self, message: str | bytes) -> None:
+        """Take a whole message."""
+
+    def busy(self) -> bool:
+        """Tell whether no more messages should be read for now."""
+
+    def closed(self) -> None:
+        """The connection is over."""
+
+
+class DetachedWebSocket(Detached):
+    """
+    A WebSocket after its handshake.
+
+    Args:
+        streams: what all streaming connections share.
+        transport: taken over from uvicorn.
+        max_message: bytes a message may have.
+        deflate: whether permessage-deflate was negotiated.
+    """
+
+    __slots__ = (
+        "awaits_pong",
+        "deflate",
+        "inbox",
+        "max_message",
+        "message",
+        "protocol",
+        "reading_paused",
+        "told_head",
+        "unread",
+        "utf8",
+    )
+
+    def __init__(self, streams: Streams, transport: asyncio.Transport, max_message: int, *, deflate: bool) -> None:
+        super().__init__(streams, transport)
+        self.inbox: Inbox  # to be set before the transport is taken over
+        self.max_message = max_message
+        self.deflate = deflate
+        self.awaits_pong = False
+        self.told_head = -1
+        self.protocol: ServerProtocol | None = None  # only while something is pending in it
+        self.message: list[bytes | str] | None = None  # the fragments of the message at hand
+        self.utf8: codecs.IncrementalDecoder | None = None  # decodes them if it is a text
+        self.unread = b""  # received, but not parsed yet
+        self.reading_paused = False
+
+    # --- coming in ----------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what the client sent."""
+        self.awaits_pong = False
+        if self.protocol is None and not self.unread and _is_pong(data):
+            return
+        self.unread += data
+        self.read_on()
+
+    def read_on(self) -> None:
+        """Parse what is there, as long as the client takes the answers and the inbox takes the messages."""
+        while self.unread and not self.closing:
+            if self.full or self.inbox.busy():
+                break
+            piece, self.unread = self.unread[:READ_SLICE], self.unread[READ_SLICE:]
+            self._parse(piece)
+        self._set_reading(not self.unread)
+
+    def resumed(self) -> None:
+        """The inbox or the buffer has room again."""
+        if self.unread:
+            self.read_on()
+
+    def _set_reading(self, wanted: bool) -> None:
+        if wanted == self.reading_paused and not self.transport.is_closing():
+            self.reading_paused = not wanted
+            if wanted:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+
+    def _parse(self, data: bytes) -> None:
+        protocol = self.protocol
+        if protocol is None:
+            protocol = self.protocol = self._new_protocol()
+        protocol.receive_data(data)
+        for event in protocol.events_received():
+            if isinstance(event, Frame):
+                self._frame(protocol, event)
+        self._flush(protocol)
+        if protocol.state is not OPEN:
+            self._close_handshake(protocol)
+        elif not protocol.reader.buffer and protocol.current_size is None and self.message is None:
+            self.protocol = None
+
+    def _new_protocol(self) -> ServerProtocol:
+        protocol = ServerProtocol(state=OPEN, max_size=self.max_message)
+        if self.deflate:
+            protocol.extensions = [_deflate_extension()]
+        return protocol
+
+    def _frame(self, protocol: ServerProtocol, frame: Frame) -> None:
+        """Take one data frame; control frames were dealt with by the protocol."""
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
+            self.message = []
+            self.utf8 = codecs.getincrementaldecoder("utf-8")() if frame.opcode is Opcode.TEXT else None
+        elif frame.opcode is not Opcode.CONT:
+            return
+        if self.message is None:
+            return
+        try:
+            self.message.append(self.utf8.decode(frame.data, frame.fin) if self.utf8 else bytes(frame.data))
+        except UnicodeDecodeError as error:  # RFC 6455 8.1
+            self.message = None
+            protocol.fail(CloseCode.INVALID_DATA, f"invalid UTF-8 at byte {error.start}")
+            return
+        if frame.fin:
+            message: str | bytes = "".join(self.message) if self.utf8 else b"".join(self.message)  # type: ignore[arg-type]
+            self.message = self.utf8 = None
+            if protocol.state is OPEN:
+                self.inbox.received(message)
+
+    def _flush(self, protocol: ServerProtocol) -> None:
+        """Write what the protocol wants written: pongs and close frames."""
+        for data in protocol.data_to_send():
+            if data:
+                self.send(data)
+
+    def _close_handshake(self, protocol: ServerProtocol) -> None:
+        """The client closed, or broke the protocol: our close frame is out, the connection ends (RFC 6455 7.1.1)."""
+        if not self.closing:
+            self.closing = True
+            failed = protocol.parser_exc is not None or protocol.close_rcvd is None
+            self.streams.closing(self, PROTOCOL_ERROR if failed else CLIENT_LEFT, CLOSE_SECONDS)
+            self.inbox.closed()
+            self.transport.close()
+
+    # --- going out ----------------------------------------------------------------------------------------------------
+
+    def heartbeat(self, frame: bytes, head: int) -> bool:
+        """Ping, and move the client's cursor if the log went on; a client that did not answer the ping before is dead."""
+        if self.awaits_pong:
+            return False
+        self.awaits_pong = True
+        self.send(_PING if self.told_head == head else _PING + frame)
+        self.told_head = head
+        return True
+
+    def farewell(self, reason: CloseReason) -> bytes:
+        """Return the reconnect advice and a close frame."""
+        wire = Wire.WEBSOCKET
+        advice = goodbye(wire, reason, self.streams.cursor_of(self.connection), self.streams.retry_ms())
+        return advice + websocket_close(reason.code, reason.name)
+
+    def _drained(self) -> None:
+        super()._drained()
+        self.resumed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is closed."""
+        super().connection_lost(exc)
+        self.unread = b""
+        self.inbox.closed()
+
+
+def _is_pong(data: bytes) -> bool:
+    """Tell whether `data` is exactly one masked pong frame, what a listening browser answers to each ping."""
+    return len(data) >= 6 and data[0] == 0x8A and data[1] >= 0x80 and len(data) == 6 + (data[1] & 0x7F)  # noqa: PLR2004
+
+
+# --- the handshake ----------------------------------------------------------------------------------------------------
+
+
+def accept(headers: Mapping[bytes, bytes], *, allow_deflate: bool) -> tuple[bytes, bool]:
+    """
+    Check an opening handshake (RFC 6455 4.2.1) and return the answer's head, and whether permessage-deflate is on.
+
+    Args:
+        headers: the request's, names in lower case, repeated ones joined by a comma.
+        allow_deflate: whether to take up an offer to compress.
+
+    Raises:
+        Problem: 400 for a bad handshake, 426 for another version than 13.
+    """
+    if headers.get(b"sec-websocket-version", b"").strip() != b"13":
+        raise Problem(426, "only WebSocket version 13 is spoken here", headers={"sec-websocket-version": "13", "upgrade": "websocket"})
+    key = headers.get(b"sec-websocket-key", b"").decode("latin-1").strip()
+    try:
+        valid = len(base64.b64decode(key, validate=True)) == 16  # noqa: PLR2004  # RFC 6455 4.1
+    except binascii.Error:
+        valid = False
+    if not valid:
+        raise Problem(400, "Sec-WebSocket-Key must be 16 bytes in base64")
+    extensions = _negotiate(headers.get(b"sec-websocket-extensions", b"")) if allow_deflate else ""
+    lines = [
+        "HTTP/1.1 101 Switching Protocols",
+        "upgrade: websocket",
+        "connection: upgrade",
+        f"sec-websocket-accept: {accept_key(key)}",
+    ]
+    if extensions:
+        lines.append(f"sec-websocket-extensions: {extensions}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode(), bool(extensions)
+
+
+def _negotiate(offers: bytes) -> str:
+    """
+    Return the extension header that answers `offers`, empty for none.
+
+    The server never keeps context, because its compressed frames are shared (see `fanout.frames`); the client is asked not to, so
+    that its decoder costs no memory between messages. An offer that limits the server's window below ours is passed over.
+    """
+    try:
+        parsed = parse_extension(offers.decode("latin-1")) if offers else []
+    except InvalidHeader:
+        return ""
+    for name, parameters in parsed:
+        given = dict(parameters)
+        window = given.get("server_max_window_bits")
+        if name != "permessage-deflate" or not _window_fits(window):
+            continue
+        answer = ["permessage-deflate", "server_no_context_takeover", "client_no_context_takeover"]
+        if window is not None:
+            answer.append(f"server_max_window_bits={window}")
+        return "; ".join(answer)
+    return ""
+
+
+def _window_fits(window: str | None) -> bool:
+    """Tell whether a peer that decodes with at most this window (bits) can read our shared frames."""
+    return window is None or (window.isdecimal() and DEFLATE_WINDOW_BITS <= int(window) <= 15)  # noqa: PLR2004  # RFC 7692 7.1.2
+
+
+def _deflate_extension() -> Extension:
+    factory = ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True)
+    return factory.process_request_params([("client_no_context_takeover", None)], [])[1]
