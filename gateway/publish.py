@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
@@ -167,11 +168,28 @@ class PublishTopic(PublishEvents):
         return formats.message(topic, headers.get(b"content-type"), body, scope["query_string"], now)
 
 
+class _Anything(Convertor[str]):
+    """A path parameter that is all the rest of the path; Starlette's `path` stops at a line break."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("anything", _Anything())
+TOPIC_PATH: Final = "/v1/topics/{topic:anything}"
+"""The path for `PublishTopic`: also what is no topic matches, so that its sender is told what is wrong."""
+
+
 def routes(intake: Intake, limits: Limits) -> list[Route]:
     """Return the routes for publishing; `GET /v1/events` is left to whoever subscribes."""
     return [
         Route("/v1/events", PublishEvents(intake, limits), methods=["POST"]),
-        Route("/v1/topics/{topic:path}", PublishTopic(intake, limits)),
+        Route(TOPIC_PATH, PublishTopic(intake, limits)),
     ]
 
 
