@@ -18,12 +18,10 @@ from typing import Any
 
 from gateway.log import LogDamaged
 
-PAGE_BYTES = 8192
-"""
-Commits of 1 to 200 events cost the same CPU as with 4096 (measured); deleting follows half as many pages.
-"""
+PAGE_BYTES = 4096
+"""A small commit writes two pages. Larger pages cost the same CPU for any size of commit (measured)."""
 
-CHECKPOINT_PAGES = 500
+CHECKPOINT_PAGES = 1000
 """4 MiB of write-ahead log per checkpoint stall a commit by milliseconds (measured), 16 MiB by up to 50."""
 
 WAL_BYTES = 16 * 1024 * 1024
@@ -186,6 +184,8 @@ class SqliteFile:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
+        # Debian's SQLite overwrites what it deletes, which made retention four times as dear.
+        connection.execute("PRAGMA secure_delete=OFF")
 
     def _make(self, connection: sqlite3.Connection) -> None:
         """Make the tables in one transaction, so that a file whose creation was cut short counts as new."""

@@ -25,15 +25,17 @@ from fanout.event import Event
 from gateway.log import Deliver, LogBusy, LogDamaged, LogUnavailable
 from gateway.sqlite_file import LogInUse, SqliteFile, cause
 from gateway.sqlite_reader import Reader
-from gateway.sqlite_rows import FORMAT, End, Limits, Rows, Trimmed, fill, memory_of
+from gateway.sqlite_rows import FORMAT, TRIM_BYTES, End, Limits, Rows, Trimmed, fill, memory_of
 from gateway.sqlite_worker import Job, Turns, Worker
 
 __all__ = ["LogInUse", "LogStatistics", "SqliteLog"]
 
 log = logging.getLogger(__name__)
 
-COMMIT_BYTES = 4 * 1024 * 1024
-"""A commit takes whole calls until it has so much, the rest is the next commit: bounds a turn of the loop."""
+COMMIT_BYTES = 1024 * 1024
+"""
+A commit takes whole calls until they take so much memory: bounds a turn of the loop. Larger is no cheaper.
+"""
 
 CACHE_BYTES = 16 * 1024 * 1024
 """
@@ -131,6 +133,7 @@ class SqliteLog:
         self._queued_bytes = 0
         # Retention.
         self._start = 0  # of the oldest row
+        self._committed_bytes = 0  # by the last commit
         self._trim_due = False
         self._trimmed_last = False  # commits and steps of retention take turns
         self._timer: asyncio.TimerHandle | None = None
@@ -312,7 +315,8 @@ class SqliteLog:
         """Count a commit, and note that the log works again if it did not."""
         self._commits += 1
         self._events += len(events)
-        self._bytes += end.size - self._end.size
+        self._committed_bytes = end.size - self._end.size
+        self._bytes += self._committed_bytes
         self._commit_ms = seconds * 1000
         if self._failing:
             log.info("log.recovered")
@@ -336,6 +340,7 @@ class SqliteLog:
     def _trim(self) -> Job:
         """Return the job that takes a step of retention."""
         rows, end, now, floor = self._rows, self._end, self._clock(), self.first
+        step_bytes = max(TRIM_BYTES, 2 * self._committed_bytes)  # so that commits of any size are outrun
         assert rows is not None
 
         def done(trimmed: Trimmed | None, error: Exception | None) -> None:
@@ -347,7 +352,7 @@ class SqliteLog:
             self._start = trimmed.start
             self._trim_due = trimmed.more and self._closing is None
 
-        return Job(lambda: rows.trim(end, self._limits, now, floor), done)
+        return Job(lambda: rows.trim(end, self._limits, now, floor, step_bytes), done)
 
     # Opening and closing.
 
