@@ -24,7 +24,7 @@ from bench.rows import ROWS, Row
 from bench.table import Result, render
 
 FILES_NEEDED = 19_000  # 18,000 connections and room for the rest
-NOISY = 0.1  # the share of the server's core in others' hands from which a row says so
+NOISY = 0.1  # how much of a core in others' hands makes a row say so
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -82,7 +82,7 @@ def run(rows: Sequence[Row], plan: Plan) -> tuple[list[Result], list[str]]:
                 print(f"FAILED: {error}\n{lab.said()}", file=sys.stderr)
                 continue
             disturbed = lab.disturbance()
-        noise = f", others used {disturbed:.0%} of the server's core" if disturbed > NOISY else ""
+        noise = f", others used {disturbed:.0%} of a core" if disturbed > NOISY else ""
         print(f"{time.monotonic() - began:.0f} s{noise}", file=sys.stderr)
         results += found
     return results, failures

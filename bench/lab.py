@@ -14,6 +14,8 @@ from typing import Self, TypeVar
 from bench.children import Child, Load, Served, start_floor, start_gateway
 from bench.machine import Cores, core_busy_seconds, on_real_disk
 
+REPEAT_SECONDS = 10  # per row; the whole run stays within its eight minutes
+
 C = TypeVar("C", bound=Child)
 
 
@@ -50,7 +52,8 @@ class Lab:
         self._folder = Path(tempfile.mkdtemp(prefix="sluicegate-bench-"))
         self._stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._began = time.monotonic()
-        self._busy = core_busy_seconds(plan.cores.server)
+        self._repeats = 0.0 if plan.quick else REPEAT_SECONDS
+        self._others = self.others_seconds()
         self.on_disk = on_real_disk(self._folder)
 
     def __enter__(self) -> Self:
@@ -85,11 +88,19 @@ class Lab:
         """Start a load client for a server."""
         return self._keep(Load(server, self.plan.cores.client, self._folder / f"{self._name('load')}.log"))
 
+    def others_seconds(self) -> float:
+        """Seconds of both cores used so far by anything but our children; only differences mean something."""
+        cores = core_busy_seconds(self.plan.cores.server) + core_busy_seconds(self.plan.cores.client)
+        return cores - sum(child.cpu_seconds() for child in self._children)
+
     def disturbance(self) -> float:
-        """The share of the server's core that others than our servers have used since the lab opened."""
-        ours = sum(child.cpu_seconds() for child in self._children if isinstance(child, Served))
-        busy = core_busy_seconds(self.plan.cores.server) - self._busy
-        return max(0.0, busy - ours) / (time.monotonic() - self._began)
+        """How much of a core others have used since the lab opened."""
+        return max(0.0, self.others_seconds() - self._others) / (time.monotonic() - self._began)
+
+    def may_repeat(self, seconds: float) -> bool:
+        """Whether a disturbed round of so many seconds may be repeated; a row has a budget for that."""
+        self._repeats -= seconds
+        return self._repeats > 0
 
     def said(self) -> str:
         """What the gateways printed, for a failure's sake."""
