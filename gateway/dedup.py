@@ -2,8 +2,12 @@
 The memory of ids: what makes publishing idempotent.
 
 Only ids that producers chose are remembered, for a time that covers their retries. An id is *pending* while
-its event is on the way to the log and *known* once the event is durable. Only the known ones need an order to
-be forgotten in, and it is the log's own, so a failed append leaves nothing behind to clean up.
+its event is on the way to the log and *known* once the event is durable, so a failed append leaves nothing
+behind to clean up.
+
+The known ids lie in a few generations by age, and are forgotten by dropping the oldest. A generation is a
+plain dict of strings and numbers: Python's garbage collector never walks through those, so a million ids make
+no pause.
 """
 
 from __future__ import annotations
@@ -11,11 +15,28 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Final
 
 from fanout.event import Event
 
+GENERATIONS: Final = 8
+"""Parts of the window, and of `max_ids`, that a generation covers: few make a look-up quick, many exact."""
+
 Stored = asyncio.Future[None]
 """The outcome of an append: done when the events are durable, or failed."""
+
+
+class _Generation:
+    """Ids that became known one after the other, each with the millisecond at which it is forgotten."""
+
+    __slots__ = ("end", "full_at", "ids")
+
+    def __init__(self, full_at: int) -> None:
+        self.ids: dict[str, int] = {}
+        self.end = 0  # the last of their ends
+        self.full_at = full_at  # an id that ends then or later belongs to the next generation
 
 
 class Dedup:
@@ -24,20 +45,19 @@ class Dedup:
 
     Args:
         seconds: how long an id is remembered, counted from its event's time; 0 is not at all.
-        max_ids: how many are remembered at most, about 150 bytes each beside the id; the oldest go first.
+        max_ids: how many are remembered at most; beyond it the oldest eighth goes.
     """
 
     def __init__(self, seconds: float, max_ids: int) -> None:
         self.window_ms = round(seconds * 1000) if max_ids else 0
         self.max_ids = max_ids
-        self.forgotten = 0  # ids that had to go before their time, because there were too many
-        self._known: set[str] = set()
-        self._order: deque[str] = deque()  # the known ids, oldest first
-        self._ends: deque[int] = deque()  # for each of them the millisecond at which it is forgotten
+        self.forgotten = 0  # ids that went because there were too many, not because of their age
+        self._generations: deque[_Generation] = deque()  # oldest first
+        self._share = max(max_ids // GENERATIONS, 1)  # ids of a full generation
         self._pending: dict[str, Stored] = {}
 
     def __len__(self) -> int:
-        return len(self._known) + len(self._pending)
+        return self._known() + len(self._pending)
 
     def sift(self, events: Sequence[Event], now: int) -> tuple[list[Event], set[Stored]]:
         """
@@ -45,14 +65,15 @@ class Dedup:
 
         A duplicate of a pending event is as durable as that one, so its publisher waits for the same outcome.
         """
-        self._forget(now)
+        while self._generations and self._generations[0].end <= now:
+            self._generations.popleft()
         fresh: list[Event] = []
         originals: set[Stored] = set()
         own: set[str] = set()
         for event in events:
             id = event.given_id
             if id is not None and self.window_ms:
-                if id in self._known or id in own:
+                if id in own or self._knows(id, now):
                     continue
                 original = self._pending.get(id)
                 if original is not None and not _failed(original):
@@ -62,49 +83,62 @@ class Dedup:
             fresh.append(event)
         return fresh, originals
 
-    def pend(self, events: Sequence[Event], stored: Stored) -> None:
+    def pend(self, events: Iterable[Event], stored: Stored) -> None:
         """Remember the ids of events that were just handed to the log, and settle them with the outcome."""
-        if not self.window_ms:
-            return
-        named = [event for event in events if event.given_id is not None]
+        named = self._named(events)
         if named:
-            self._pending.update((event.given_id or "", stored) for event in named)
+            self._pending.update((id, stored) for id, _ in named)
             stored.add_done_callback(lambda stored: self._settle(named, stored))
 
     def restore(self, events: Iterable[Event]) -> None:
         """Remember the ids of events that are in the log; given in the log's order, at the start."""
-        if self.window_ms:
-            for event in events:
-                if event.given_id is not None:
-                    self._know(event.given_id, event.time)
+        self._learn(self._named(events))
 
-    def _settle(self, events: Sequence[Event], stored: Stored) -> None:
-        failed = _failed(stored)
-        for event in events:
-            id = event.given_id or ""
+    def _named(self, events: Iterable[Event]) -> list[tuple[str, int]]:
+        """Return id and time of the events whose ids are to be remembered."""
+        if not self.window_ms:
+            return []
+        return [(event.given_id, event.time) for event in events if event.given_id is not None]
+
+    def _settle(self, named: list[tuple[str, int]], stored: Stored) -> None:
+        for id, _ in named:
             # After a failure the id may be pending again: for a retry that came before this callback.
             if self._pending.get(id) is stored:
                 del self._pending[id]
-            if not failed:
-                self._know(id, event.time)
+        if not _failed(stored):
+            self._learn(named)
 
-    def _know(self, id: str, time: int) -> None:
-        if id in self._known:  # twice in a restored log: it was forgotten in between, as now
-            return
-        self._known.add(id)
-        self._order.append(id)
-        self._ends.append(time + self.window_ms)
-        if len(self._order) > self.max_ids:
-            self._forget_oldest()
-            self.forgotten += 1
+    def _knows(self, id: str, now: int) -> bool:
+        for generation in self._generations:  # noqa: SIM110  # half as long as any(): it is asked for every event
+            if generation.ids.get(id, 0) > now:
+                return True
+        return False
 
-    def _forget(self, now: int) -> None:
-        while self._ends and self._ends[0] <= now:
-            self._forget_oldest()
+    def _known(self) -> int:
+        return sum(len(generation.ids) for generation in self._generations)
 
-    def _forget_oldest(self) -> None:
-        self._known.discard(self._order.popleft())
-        self._ends.popleft()
+    def _learn(self, named: list[tuple[str, int]]) -> None:
+        """Make ids known, in the order of their times; those of one call share one, so they come in groups."""
+        for time, group in groupby(named, itemgetter(1)):
+            end = time + self.window_ms
+            ids = [id for id, _ in group]
+            for at in range(0, len(ids), self._share):
+                part = dict.fromkeys(ids[at : at + self._share], end)
+                newest = self._newest(end, len(part))
+                newest.ids.update(part)
+                newest.end = end
+        while self._known() > self.max_ids:
+            self.forgotten += len(self._generations.popleft().ids)
+
+    def _newest(self, end: int, room: int) -> _Generation:
+        """Return the generation for ids with this end; a new one if the newest has no room or is too old."""
+        if self._generations:
+            newest = self._generations[-1]
+            if end < newest.full_at and len(newest.ids) + room <= self._share:
+                return newest
+        newest = _Generation(end + max(self.window_ms // GENERATIONS, 1))
+        self._generations.append(newest)
+        return newest
 
 
 def _failed(stored: Stored) -> bool:

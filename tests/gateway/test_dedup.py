@@ -70,11 +70,31 @@ async def test_the_oldest_ids_go_when_there_are_too_many() -> None:
     assert await stored(dedup, *(event(id) for id in "cdeab")) == ["a", "b"]
 
 
+async def test_ids_leave_memory_with_their_window() -> None:
+    """However long it runs, no more than the window and a part of it is remembered."""
+    dedup = Dedup(0.8, 1_000)
+    for now in range(0, 10_000, 10):
+        assert await stored(dedup, event(f"{now}", now), now=now) == [f"{now}"]
+        assert len(dedup) <= 80 + 10
+        assert dedup.sift([event(f"{max(now - 790, 0)}")], now)[0] == []
+    assert dedup.forgotten == 0
+
+
+async def test_many_ids_in_few_calls_are_bounded_too() -> None:
+    """The bound holds for large calls and keeps the newest of them, about an eighth less than the most."""
+    dedup = Dedup(5, 80)
+    for call in range(5):
+        await stored(dedup, *(event(f"{call}-{number}") for number in range(37)))
+        assert len(dedup) <= 80
+    fresh, _ = dedup.sift([event(f"4-{number}") for number in range(37)], 0)
+    assert fresh == []
+    assert len(dedup) > 60
+
+
 async def test_ids_are_restored_from_the_log() -> None:
     """After a restart the ids of the log's last events are known, each until its own window ends."""
     dedup = Dedup(5, 10)
     dedup.restore([event("old", 1_000), event(None, 2_000), event("new", 3_000), event("new", 3_500)])
-    assert len(dedup) == 2
     assert await stored(dedup, event("old"), event("new"), now=6_000) == ["old"]
 
 
