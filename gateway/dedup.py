@@ -118,7 +118,7 @@ class Dedup:
         return sum(len(generation.ids) for generation in self._generations)
 
     def _learn(self, named: list[tuple[str, int]]) -> None:
-        """Make ids known, in the order of their times; those of one call share one, so they come in groups."""
+        """Make ids known, in the order of their times; those of one call share one: they come in groups."""
         for time, group in groupby(named, itemgetter(1)):
             end = time + self.window_ms
             ids = [id for id, _ in group]
