@@ -62,9 +62,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def make_plan(options: argparse.Namespace) -> Plan:
     command = tuple(shlex.split(options.serve))
-    if options.profile is not None:
-        command = (sys.executable, "-m", "cProfile", "-o", str(options.profile), *command)
-    return Plan(command, tuple(shlex.split(options.flags)), choose_cores(), options.quick, options.self_check)
+    flags = tuple(shlex.split(options.flags))
+    return Plan(command, flags, choose_cores(), options.profile, options.quick, options.self_check)
 
 
 def run(rows: Sequence[Row], plan: Plan) -> tuple[list[Result], list[str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -28,6 +30,7 @@ class Plan:
         command: what starts the gateway; `serve` and its flags are appended.
         flags: further flags for it.
         cores: where server and load run.
+        profile: where cProfile's file about the gateway goes; None to run it as it is.
         quick: fewer and shorter rounds, fewer connections: to see that all is well, not to compare.
         stand_in: put a second floor in the gateway's place; every ratio is then 1 but for noise.
     """
@@ -35,6 +38,7 @@ class Plan:
     command: tuple[str, ...]
     flags: tuple[str, ...]
     cores: Cores
+    profile: Path | None
     quick: bool
     stand_in: bool
 
@@ -75,7 +79,11 @@ class Lab:
         name = self._name("gateway")
         more = (*self.plan.flags, *flags)
         data, log = self._folder / name, self._folder / f"{name}.log"
-        return self._keep(start_gateway(self.plan.command, more, data, self.plan.cores.server, log))
+        profiler = () if self.plan.profile is None else profiled(self.plan.profile)
+        command = (*profiler, *self.plan.command)
+        # Killed, for it has nothing to say any more; but a profile is written at an orderly end only.
+        sign = signal.SIGKILL if self.plan.profile is None else signal.SIGINT
+        return self._keep(start_gateway(command, more, data, self.plan.cores.server, log), sign)
 
     def floor(self, delivery_bytes: int, *, durable: bool = False) -> Served:
         """Start the floor for deliveries of so many bytes."""
@@ -111,7 +119,12 @@ class Lab:
     def _name(self, kind: str) -> str:
         return f"{kind}-{len(self._children)}"
 
-    def _keep(self, child: C) -> C:
+    def _keep(self, child: C, sign: signal.Signals = signal.SIGKILL) -> C:
         self._children.append(child)
-        self._stack.callback(child.stop)
+        self._stack.callback(child.stop, sign)
         return child
+
+
+def profiled(file: Path) -> tuple[str, ...]:
+    """What to put before a Python program's command to have it profiled."""
+    return (sys.executable, "-m", "cProfile", "-o", str(file))

@@ -13,6 +13,8 @@
  *     publish  [rate=R | rate=0 for flat out] array=A k=K lead=L fan=F data=D [count=N] [topic= | topics=T]
  *              start publishing over K kept-alive connections, A events a request. Flat out means: the next request
  *              follows the 202, but at most L events are ahead of the slowest of their F deliveries (F=0: no lead).
+ *              With spin=1 the client never sleeps meanwhile: waking it would be work for the server's core, which
+ *              no client on the other side of a network causes.
  *     measure  seconds=   forget the counters, go on for so long, answer with what happened meanwhile
  *     report   answer with what happened since the window began
  *     halt     stop publishing (finish=1: once count= is reached); answers when every answer and every delivery
@@ -98,7 +100,7 @@ struct publisher {
 };
 
 struct publishing {
-    bool active;
+    bool active, spin;
     double interval;     /* ns between requests; 0 is flat out */
     int64_t due;
     bool blocked;        /* the due request waits for a free connection: its events carry the time they were due */
@@ -794,7 +796,7 @@ static void run_publish(void) {
     if (pub.in_flight > 0)
         die("still publishing");
     pub.array = integer("array", 1), pub.k = integer("k", 1), pub.lead = integer("lead", 2);
-    pub.fan = integer("fan", 0), pub.topics = integer("topics", 0);
+    pub.fan = integer("fan", 0), pub.topics = integer("topics", 0), pub.spin = integer("spin", 0);
     double rate = number("rate", 0), requests = number("count", -1);
     pub.count = (long)requests;
     pub.interval = rate > 0 ? (double)SECOND / rate : 0;
@@ -898,6 +900,8 @@ static void dispatch(struct source *source, uint32_t events) {
 }
 
 static struct timespec patience(int64_t now) {
+    if (pub.active && pub.spin)
+        return (struct timespec){0, 0};
     int64_t until = command.pending ? command.due : now + SECOND;
     if (pub.active && pub.interval > 0 && !pub.blocked && pub.due < until)
         until = pub.due;

@@ -49,7 +49,7 @@ def measure(lab: Lab, side: Side, seconds: float) -> Report:
     while True:
         before = lab.others_seconds()
         began = time.monotonic()
-        side.load.publish(**side.publish)
+        side.load.publish(**side.publish, spin=True)
         side.load.measure(lab.warm_up)
         report = side.load.measure(seconds * lab.length)
         side.load.halt()
@@ -326,7 +326,7 @@ def crowd(lab: Lab, server: Served, n: int, topic: str = "bench") -> Side:
 
 def counted(side: Side, count: int) -> Report:
     """Publish exactly `count` requests: at a few events a second the borders of a timed round would blur."""
-    side.load.publish(**side.publish, count=count)
+    side.load.publish(**side.publish, count=count, spin=True)
     return side.load.halt(finish=True)
 
 
