@@ -1,9 +1,10 @@
 """
 Catching up: what a drained connection that is behind the head gets next.
 
-Its overflow policy decides first, if it fell behind while live; then it is fed, at most `buffer_bytes` at a time, from the
-window, or from the log where the window does not reach; what the log no longer has is announced by a gap. At the
-head it becomes live. Nothing is queued for it meanwhile: its position is all there is.
+Its overflow policy decides first, if it fell behind while live; then it is fed, at most `buffer_bytes` at a
+time, from the window, or from the log where the window does not reach; what the log no longer has is
+announced by a gap. At the head it becomes live. Nothing is queued for it meanwhile: its position is all there
+is.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ class Fed(Enum):
 
 
 def gap_members(reason: str, begin: str, end: str) -> bytes:
-    """Return the JSON members of a gap: everything behind cursor `begin`, up to and including cursor `end`, is skipped."""
+    """
+    Return the JSON members of a gap: everything behind cursor `begin`, up to and including cursor `end`, is
+    skipped.
+    """
     return b'"reason":"%b","from":"%b","to":"%b"' % (reason.encode(), begin.encode(), end.encode())
 
 
@@ -60,7 +64,10 @@ class CatchUp:
         self._first = first
 
     def feed(self, connection: Connection, now: int) -> Fed:
-        """Give a connection in CATCHING_UP the next part of what it lacks; `now` in ms decides which events have expired."""
+        """
+        Give a connection in CATCHING_UP the next part of what it lacks; `now` in ms decides which events
+        have expired.
+        """
         if connection.fell_behind and connection.overflow is not Overflow.CATCHUP:
             return self._apply_policy(connection, now)
         window = self.hub.window
@@ -71,11 +78,14 @@ class CatchUp:
                 return Fed.FULL
             return Fed.MORE
         limits = Limits(events=1_000_000, bytes=self.hub.buffer_bytes, now=now)
-        return self._give(connection, window.read(self.hub.wanted(connection), connection.wire, connection.position, limits))
+        return self._give(
+            connection, window.read(self.hub.wanted(connection), connection.wire, connection.position, limits)
+        )
 
     def feed_stored(self, connection: Connection, events: list[Event], now: int) -> Fed:
         """
-        Give a connection in CATCHING_UP the next part out of `events`, a stretch of the log around its position.
+        Give a connection in CATCHING_UP the next part out of `events`, a stretch of the log around its
+        position.
 
         Returns:
             NEEDS_LOG when the stretch has nothing behind its position (any more).
@@ -122,7 +132,9 @@ class CatchUp:
         """Decide about a connection that fell behind while live, if it missed anything."""
         hub, window = self.hub, self.hub.window
         after = max(connection.position, window.floor)
-        missed = window.read(hub.wanted(connection), connection.wire, after, Limits(events=1, bytes=1, now=now))
+        missed = window.read(
+            hub.wanted(connection), connection.wire, after, Limits(events=1, bytes=1, now=now)
+        )
         if after == connection.position and not missed.frames:
             return self._give(connection, missed)
         if connection.overflow is Overflow.DISCONNECT:
@@ -134,7 +146,8 @@ class CatchUp:
         """
         Skip to the newest event of each key, then to the head, announcing each stretch that is left out.
 
-        Written in parts of `buffer_bytes`; when called again it goes on from the position reached, with what is newest then.
+        Written in parts of `buffer_bytes`; when called again it goes on from the position reached, with what
+        is newest then.
         """
         hub, window = self.hub, self.hub.window
         after = max(connection.position, window.floor)

@@ -30,12 +30,20 @@ class CloseReason:
 
 
 CLIENT_LEFT: Final = CloseReason("client_left", 1000, "the client closed the connection", reconnect=False)
-DRAINING: Final = CloseReason("draining", 1012, "this replica is going away; reconnect with your cursor", reconnect=True)
-FELL_BEHIND: Final = CloseReason("fell_behind", 1013, "the client fell behind; reconnect with your cursor", reconnect=True)
+DRAINING: Final = CloseReason(
+    "draining", 1012, "this replica is going away; reconnect with your cursor", reconnect=True
+)
+FELL_BEHIND: Final = CloseReason(
+    "fell_behind", 1013, "the client fell behind; reconnect with your cursor", reconnect=True
+)
 OVERLOADED: Final = CloseReason("overloaded", 1013, "too many connections; try again later", reconnect=True)
 STALLED: Final = CloseReason("stalled", 1006, "the client made no progress for too long", reconnect=True)
 UNRESPONSIVE: Final = CloseReason("unresponsive", 1006, "the client did not answer pings", reconnect=True)
-LOG_FAILED: Final = CloseReason("log_failed", 1011, "the log could not be read; reconnect with your cursor", reconnect=True)
-INTERNAL: Final = CloseReason("internal", 1011, "the gateway made a mistake; reconnect with your cursor", reconnect=True)
+LOG_FAILED: Final = CloseReason(
+    "log_failed", 1011, "the log could not be read; reconnect with your cursor", reconnect=True
+)
+INTERNAL: Final = CloseReason(
+    "internal", 1011, "the gateway made a mistake; reconnect with your cursor", reconnect=True
+)
 PROTOCOL_ERROR: Final = CloseReason("protocol_error", 1002, "the client broke the protocol", reconnect=False)
 LOST: Final = CloseReason("lost", 1006, "the connection was lost", reconnect=True)

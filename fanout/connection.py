@@ -1,8 +1,9 @@
 """
-The connection: one client as the fan-out sees it. It has a sink for bytes and a place in the log, and no queue.
+The connection: one client as the fan-out sees it. It has a sink for bytes and a place in the log, and no
+queue.
 
-Its states are a table. A client that reads is LIVE and gets every batch at once; one that does not is PAUSED and costs
-a position; once it drains it is CATCHING_UP until it reaches the head.
+Its states are a table. A client that reads is LIVE and gets every batch at once; one that does not is PAUSED
+and costs a position; once it drains it is CATCHING_UP until it reaches the head.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class Sink(Protocol):
         """
         Take `data`, all of it; return whether there is room for more right now.
 
-        After False nothing may be written but control frames until the sink reports that it has drained. Never raises:
-        a dead peer is reported later, as the end of the connection.
+        After False nothing may be written but control frames until the sink reports that it has drained.
+        Never raises: a dead peer is reported later, as the end of the connection.
         """
 
     def close(self, reason: CloseReason) -> None:

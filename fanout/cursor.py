@@ -1,10 +1,12 @@
 """
-The cursor: a position in one particular log, as text that fits a URL, a header, an SSE `id:` and a JSON string.
+The cursor: a position in one particular log, as text that fits a URL, a header, an SSE `id:` and a JSON
+string.
 
-Its text is `<epoch>-<position>-<tag>`. The *epoch* names the log and is drawn when the log is created, so a cursor of
-a recreated log is recognised. The *tag* is that of the event at the position, so a log whose positions were
-used again (restored from a backup, truncated by a power loss) is recognised too; tag 0 is "not known": nothing to compare.
-Only characters that need no escaping and no CORS preflight occur. Clients must treat it as opaque.
+Its text is `<epoch>-<position>-<tag>`. The *epoch* names the log and is drawn when the log is created, so a
+cursor of a recreated log is recognised. The *tag* is that of the event at the position, so a log whose
+positions were used again (restored from a backup, truncated by a power loss) is recognised too; tag 0 is "not
+known": nothing to compare. Only characters that need no escaping and no CORS preflight occur. Clients must
+treat it as opaque.
 """
 
 from __future__ import annotations
@@ -90,7 +92,8 @@ def parse_start(text: str) -> Start:
         return Latest()
     if _COUNT.fullmatch(text) and int(text[1:]) <= MAX_COUNT:
         return Newest(int(text[1:]))
-    # A "+" of a time zone that was not percent-encoded arrives as a space: there is only one thing it can mean.
+    # A "+" of a time zone that was not percent-encoded arrives as a space: there is only one thing it can
+    # mean.
     time = re.sub(r" (\d\d:\d\d)$", r"+\1", text)
     if _TIME.fullmatch(time):
         return Since(_milliseconds(time))
@@ -98,8 +101,8 @@ def parse_start(text: str) -> Start:
         return Cursor.parse(text)
     except CursorError:
         raise CursorError(
-            f"{_shown(text)} is no cursor: give earliest, latest, -N (N up to {MAX_COUNT}), an RFC 3339 time, "
-            "or a cursor received before"
+            f"{_shown(text)} is no cursor: give earliest, latest, -N (N up to {MAX_COUNT}), "
+            "an RFC 3339 time, or a cursor received before"
         ) from None
 
 

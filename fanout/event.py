@@ -1,9 +1,9 @@
 """
 The event: what is published, in the form in which the log keeps it and every transport sends it.
 
-Strategy: everything but the cursor is known when an event is admitted, so its JSON is encoded once, there, and
-kept as `body`: the members after `"cursor"`. The log stores those bytes, and a frame for any wire is a splice of
-cursor and body. Nobody parses the data again.
+Strategy: everything but the cursor is known when an event is admitted, so its JSON is encoded once, there,
+and kept as `body`: the members after `"cursor"`. The log stores those bytes, and a frame for any wire is a
+splice of cursor and body. Nobody parses the data again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from __future__ import annotations
 from zlib import crc32
 
 OVERHEAD_BYTES = 400
-"""What one event costs in memory beside its body: object, strings, its places in the window's indexes (measured)."""
+"""
+What one event costs in memory beside its body: object, strings, its places in the window's indexes
+(measured).
+"""
 
 
 def tag_of(event_id: str) -> int:
@@ -61,7 +64,9 @@ class Event:
         self.expires = expires
         self.given_id = given_id
         self.position = position
-        self.frames: dict[int, bytes] | None = None  # wire -> bytes; only the window fills it, and accounts for it
+        self.frames: dict[int, bytes] | None = (
+            None  # wire -> bytes; only the window fills it, and accounts for it
+        )
 
     def __repr__(self) -> str:
         return f"<Event {self.position} {self.topic} {len(self.body)} bytes>"

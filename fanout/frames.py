@@ -1,9 +1,9 @@
 """
 Frames: an event or a control message as bytes of one wire.
 
-Strategy: an event's JSON is cursor and body spliced together, and every frame is a header and a trailer around it. Server
-frames of WebSocket carry no mask, and an SSE or NDJSON chunk no per-connection state, so the bytes are the same for
-every connection on that wire and can be shared.
+Strategy: an event's JSON is cursor and body spliced together, and every frame is a header and a trailer
+around it. Server frames of WebSocket carry no mask, and an SSE or NDJSON chunk no per-connection state, so
+the bytes are the same for every connection on that wire and can be shared.
 
 Sources: RFC 6455 5.2 (frame header), RFC 7692 7.2.1 (compressed message), RFC 9112 7.1 (chunked coding),
 HTML Living Standard 9.2.5 (event stream format).
@@ -17,7 +17,10 @@ from enum import IntEnum, unique
 from typing import Final
 
 DEFLATE_WINDOW_BITS: Final = 12
-"""Window of the shared compressed frames: every browser's decoder (15) takes it, and compressing costs little memory."""
+"""
+Window of the shared compressed frames: every browser's decoder (15) takes it, and compressing costs little
+memory.
+"""
 
 DEFLATE_MIN_BYTES: Final = 256
 """Smaller messages are sent as they are, which RFC 7692 6 allows: compressing them gains next to nothing."""
@@ -25,7 +28,7 @@ DEFLATE_MIN_BYTES: Final = 256
 
 @unique
 class Wire(IntEnum):
-    """What bytes a connection gets. The chunked forms are HTTP/1.1's, the plain ones end with the connection."""
+    """What bytes a connection gets; the chunked forms are HTTP/1.1's, the plain ones end by closing."""
 
     JSON = 0
     """The event's JSON alone: poll answers put them in an array."""
@@ -37,6 +40,8 @@ class Wire(IntEnum):
     SSE_CHUNKED = 4
     NDJSON = 5
     NDJSON_CHUNKED = 6
+
+    __hash__ = int.__hash__  # Enum's own is Python code, and a wire is looked up for every event
 
 
 SSE_WIRES: Final = frozenset({Wire.SSE, Wire.SSE_CHUNKED})
@@ -56,15 +61,19 @@ def websocket_text(payload: bytes) -> bytes:
 
 def websocket_deflated(payload: bytes) -> bytes:
     """
-    Return a compressed text frame that every connection can share, or a plain one if compressing does not pay.
+    Return a compressed text frame that every connection can share, or a plain one if compressing does not
+    pay.
 
-    The compressor is fresh for each message, so no connection's decoder needs context from an earlier one: right for
-    peers with and without context takeover, as long as the server never uses a compressor that remembers.
+    The compressor is fresh for each message, so no connection's decoder needs context from an earlier one:
+    right for peers with and without context takeover, as long as the server never uses a compressor that
+    remembers.
     """
     if len(payload) < DEFLATE_MIN_BYTES:
         return websocket_text(payload)
     compressor = zlib.compressobj(wbits=-DEFLATE_WINDOW_BITS)
-    packed = (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]  # RFC 7692 7.2.1: drop 00 00 ff ff
+    packed = (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[
+        :-4
+    ]  # RFC 7692 7.2.1: drop 00 00 ff ff
     if len(packed) >= len(payload):
         return websocket_text(payload)
     return _websocket_header(0xC1, len(packed)) + packed
@@ -98,7 +107,9 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 """Ends a chunked body in an orderly way, so that the client does not take the end for an accident."""
 
 
-def sse_block(cursor: str | None, data: bytes | None, event: str | None = None, retry_ms: int | None = None) -> bytes:
+def sse_block(
+    cursor: str | None, data: bytes | None, event: str | None = None, retry_ms: int | None = None
+) -> bytes:
     """
     Return one block of an event stream; without `data` it only moves the reader's last event id.
 

@@ -1,10 +1,10 @@
 """
 The hub: gives every batch of the log to the connections that want it. This is the hot path.
 
-Connections with the same patterns and the same wire form a *cohort*: they get the same bytes. So a batch costs one lookup an
-event, one encoding an event and wire, one join a cohort, and then one write a connection: `publish` below, no task,
-no queue, no coroutine, no encoding per connection. A connection whose sink is full leaves `live` and costs nothing more
-until it drains; `fanout.catchup` brings it back.
+Connections with the same patterns and the same wire form a *cohort*: they get the same bytes. So a batch
+costs one lookup an event, one encoding an event and wire, one join a cohort, and then one write a connection:
+`publish` below, no task, no queue, no coroutine, no encoding per connection. A connection whose sink is full
+leaves `live` and costs nothing more until it drains; `fanout.catchup` brings it back.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Hub:
 
     Args:
         window: the recent part of the log; the hub appends to it.
-        buffer_bytes: the most that is written to a connection at a time (one larger frame is written alone), and so the
-            most that its buffer can be asked to hold.
+        buffer_bytes: the most that is written to a connection at a time (one larger frame is written alone),
+            and so the most that its buffer can be asked to hold.
     """
 
     def __init__(self, window: Window, buffer_bytes: int) -> None:
@@ -52,10 +52,13 @@ class Hub:
         self._index: PatternIndex[Cohort] = PatternIndex()
         self._cohorts: dict[tuple[frozenset[str], Wire], Cohort] = {}
 
-    # --- the hot path -------------------------------------------------------------------------------------------------
+    # --- the hot path ---------------------------------------------------------------------------------------
 
     def publish(self, batch: list[Event]) -> None:
-        """Take the next events of the log and write them to every live connection that wants them. Never awaits."""
+        """
+        Take the next events of the log and write them to every live connection that wants them. Never
+        awaits.
+        """
         self.window.append(batch)
         match = self._index.match
         touched: list[Cohort] = []
@@ -77,7 +80,10 @@ class Hub:
         self.window.evict(batch[-1].time)
 
     def _payloads(self, events: list[Event], wire: Wire) -> Iterator[tuple[bytes, int, int]]:
-        """Yield the frames of `events` joined to at most `buffer_bytes`, with their count and the last one's position."""
+        """
+        Yield the frames of `events` joined to at most `buffer_bytes`, with their count and the last one's
+        position.
+        """
         frame = self.window.frame
         frames: list[bytes] = []
         size = 0
@@ -99,9 +105,11 @@ class Hub:
         connection.pauses += 1
         connection.fell_behind = True
 
-    # --- coming and going ---------------------------------------------------------------------------------------------
+    # --- coming and going -----------------------------------------------------------------------------------
 
-    def attach(self, connection: Connection, patterns: Iterable[str], position: int, *, full: bool = False) -> None:
+    def attach(
+        self, connection: Connection, patterns: Iterable[str], position: int, *, full: bool = False
+    ) -> None:
         """
         Add a connection that has everything it wants up to `position`, and whose sink is `full` or not.
 
@@ -156,7 +164,9 @@ class Hub:
         kept = [pattern for pattern in self.patterns(connection) if pattern not in gone]
         self._rejoin(connection, kept)
         if connection.backfill is not None:
-            starts = {pattern: start for pattern, start in connection.backfill.starts.items() if pattern not in gone}
+            starts = {
+                pattern: start for pattern, start in connection.backfill.starts.items() if pattern not in gone
+            }
             connection.backfill = Backfill(starts) if starts else None
         if was_live:
             self._enter_live(connection)
@@ -168,7 +178,7 @@ class Hub:
         connection.fire(Signal.CAUGHT_UP)
         self._enter_live(connection)
 
-    # --- what can be seen of it ---------------------------------------------------------------------------------------
+    # --- what can be seen of it -----------------------------------------------------------------------------
 
     def patterns(self, connection: Connection) -> frozenset[str]:
         """Return what a connection is subscribed to."""
@@ -198,7 +208,7 @@ class Hub:
                 counts[pattern] = counts.get(pattern, 0) + cohort.members
         return counts
 
-    # --- cohorts ------------------------------------------------------------------------------------------------------
+    # --- cohorts --------------------------------------------------------------------------------------------
 
     def _join(self, connection: Connection, patterns: Iterable[str]) -> None:
         """Make a connection a member of the cohort for `patterns`, which is made if there is none."""

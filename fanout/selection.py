@@ -53,8 +53,8 @@ class Backfill:
     """
     Patterns that started at different places: each picks only events behind its own start.
 
-    A WebSocket that subscribes to one more topic *from an earlier cursor* goes back there for the new topic alone:
-    what it already received is not sent again.
+    A WebSocket that subscribes to one more topic *from an earlier cursor* goes back there for the new topic
+    alone: what it already received is not sent again.
     """
 
     __slots__ = ("starts", "topics")
@@ -65,8 +65,13 @@ class Backfill:
 
     def picks(self, event: Event) -> bool:
         """Tell whether a pattern that started before the event matches its topic."""
-        return any(start < event.position and matches(pattern, event.topic) for pattern, start in self.starts.items())
+        return any(
+            start < event.position and matches(pattern, event.topic) for pattern, start in self.starts.items()
+        )
 
     def starts_at(self, position: int) -> dict[str, int]:
-        """Return the patterns with their starts, none before `position`: how far a connection that read up to there has come."""
+        """
+        Return the patterns with their starts, none before `position`: how far a connection that read up to
+        there has come.
+        """
         return {pattern: max(start, position) for pattern, start in self.starts.items()}

@@ -1,11 +1,12 @@
 """
 Topics and patterns, by AMQP's rules, and the index that answers "who wants this topic".
 
-A topic is words joined by dots: `orders.42.created`. A pattern is a topic in which a word may be `*` (exactly one
-word) or `#` (zero or more words). At most 255 bytes, as an AMQP routing key (AMQP 0-9-1, 4.2.5.3 short strings).
+A topic is words joined by dots: `orders.42.created`. A pattern is a topic in which a word may be `*` (exactly
+one word) or `#` (zero or more words). At most 255 bytes, as an AMQP routing key (AMQP 0-9-1, 4.2.5.3 short
+strings).
 
-Strategy of the index: exact patterns live in a dict, the others in a trie of words; the answer is remembered per
-topic. An exact pattern that comes or goes forgets one remembered answer, a wildcard pattern forgets all.
+Strategy of the index: exact patterns live in a dict, the others in a trie of words; the answer is remembered
+per topic. An exact pattern that comes or goes forgets one remembered answer, a wildcard pattern forgets all.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def check_topic(text: str) -> str:
     if len(text) * 4 > MAX_TOPIC_BYTES or _TRICKY.search(text):
         for word in _words(text, "topic"):
             if "*" in word or "#" in word:
-                raise TopicError(f"the topic {_shown(text)} has a wildcard: that is a pattern, and only subscribers give patterns")
+                raise TopicError(f"the topic {_shown(text)} has a wildcard; only subscribers give patterns")
     return text
 
 
@@ -45,11 +46,14 @@ def check_pattern(text: str) -> str:
     Return `text` if it is a pattern.
 
     Raises:
-        TopicError: empty, over 255 bytes, an empty word, a control character, or a wildcard that is only part of a word.
+        TopicError: empty, over 255 bytes, an empty word, a control character, or a wildcard that is only part
+        of a word.
     """
     for word in _words(text, "pattern"):
         if word not in ("*", "#") and ("*" in word or "#" in word):
-            raise TopicError(f"in the pattern {_shown(text)} the wildcard is only part of a word: * and # stand for whole words")
+            raise TopicError(
+                f"in the pattern {_shown(text)} a wildcard is part of a word; it stands for whole ones"
+            )
     return text
 
 
@@ -64,17 +68,25 @@ def matches(pattern: str, topic: str) -> bool:
 
 
 def _matches(pattern: list[str], topic: list[str]) -> bool:
-    """Match by words in linear space: `reached` holds the places in the pattern that the words so far can have led to."""
+    """
+    Match by words in linear space: `reached` holds the places in the pattern that the words so far can have
+    led to.
+    """
     reached = _through_hashes(pattern, {0})
     for word in topic:
-        ahead = {at if pattern[at] == "#" else at + 1 for at in reached if at < len(pattern) and pattern[at] in (word, "*", "#")}
+        ahead = {
+            at if pattern[at] == "#" else at + 1
+            for at in reached
+            if at < len(pattern) and pattern[at] in (word, "*", "#")
+        }
         reached = _through_hashes(pattern, ahead)
     return len(pattern) in reached
 
 
 def _through_hashes(pattern: list[str], places: set[int]) -> set[int]:
     """Add the places reached when each `#` stands for zero words."""
-    for at in sorted(places):
+    for place in sorted(places):
+        at = place
         while at < len(pattern) and pattern[at] == "#":
             at += 1
             places.add(at)
@@ -172,7 +184,10 @@ class PatternIndex(Generic[Value]):
         return found
 
     def _ends(self, words: list[str]) -> Iterable[_Node[Value]]:
-        """Return the nodes that `words` lead to: a walk of all ways through the trie at once, each node at most once a word."""
+        """
+        Return the nodes that `words` lead to: a walk of all ways through the trie at once, each node at most
+        once a word.
+        """
         ways = _with_hashes({id(self._root): self._root})
         for word in words:
             ahead: dict[int, _Node[Value]] = {}
@@ -205,6 +220,6 @@ def _with_hashes(ways: dict[int, _Node[Value]]) -> dict[int, _Node[Value]]:
 
 
 def _normal(pattern: str) -> list[str]:
-    """Return the pattern's words with runs of `#` as one: `a.#.#` means what `a.#` means, and walks faster."""
+    """Return the pattern's words with runs of `#` as one: `a.#.#` means what `a.#` means."""
     words = pattern.split(".")
     return [word for at, word in enumerate(words) if word != "#" or words[at - 1 : at] != ["#"]]

@@ -1,9 +1,9 @@
 """
 The window: the recent part of the log, held in memory.
 
-It serves every resume that is not too old, without touching the disk. Bounded by bytes, count and age, and the bytes
-are exact: what caching an event's frames costs is counted too. Besides the events in order it keeps one run of events per topic,
-so a client of one topic out of many reads only what is its own.
+It serves every resume that is not too old, without touching the disk. Bounded by bytes, count and age, and
+the bytes are exact: what caching an event's frames costs is counted too. Besides the events in order it keeps
+one run of events per topic, so a client of one topic out of many reads only what is its own.
 """
 
 from __future__ import annotations
@@ -26,14 +26,19 @@ MAX_MERGED: Final = 32
 """Up to this many topics their runs are merged; a selection of more topics reads the whole window."""
 
 MAX_SCAN: Final = 4096
-"""Events looked at in one read; a longer stretch without a match is read in several, so that nobody else waits."""
+"""
+Events looked at in one read; a longer stretch without a match is read in several, so that nobody else waits.
+"""
 
 _position = attrgetter("position")
 _time = attrgetter("time")
 
 
 class Run:
-    """Events in the order of their positions: grows at the end, is dropped from the front, found by position in O(log n)."""
+    """
+    Events in the order of their positions: grows at the end, is dropped from the front, found by position in
+    O(log n).
+    """
 
     __slots__ = ("_dropped", "_events")
 
@@ -71,7 +76,9 @@ class Run:
     def before(self, position: int) -> Iterator[Event]:
         """Iterate backwards over the events up to and including `position`."""
         events: list[Event] = self._events  # type: ignore[assignment]
-        for at in range(bisect_right(events, position, lo=self._dropped, key=_position) - 1, self._dropped - 1, -1):
+        for at in range(
+            bisect_right(events, position, lo=self._dropped, key=_position) - 1, self._dropped - 1, -1
+        ):
             yield events[at]
 
     def last_before(self, time_ms: int) -> Event | None:
@@ -104,7 +111,10 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one read: `events`, `bytes` of frames (one frame may be larger) and the time `now` that decides what has expired (ms)."""
+    """
+    Bounds of one read: `events`, `bytes` of frames (one frame may be larger) and the time `now` that decides
+    what has expired (ms).
+    """
 
     events: int
     bytes: int
@@ -198,7 +208,10 @@ class Window:
         return frame
 
     def stored_frame(self, event: Event, wire: Wire) -> bytes:
-        """Return the frame of an event that was read from the log and is not in the window; it is kept with the event."""
+        """
+        Return the frame of an event that was read from the log and is not in the window; it is kept with the
+        event.
+        """
         frames = event.frames
         if frames is None:
             frames = event.frames = {}
@@ -229,13 +242,18 @@ class Window:
 
     def read(self, wanted: Filter, wire: Wire, after: int, limits: Limits) -> Stretch:
         """Return what `wanted` picks of the events behind `after`; `after` must not be before `floor`."""
-        stretch = _take(self._candidates(wanted, after), wanted, partial(self.frame, wire=wire), limits, self.head)
+        stretch = _take(
+            self._candidates(wanted, after), wanted, partial(self.frame, wire=wire), limits, self.head
+        )
         if self.bytes > self.max_bytes:  # by the frames just cached
             self.evict(0)
         return stretch
 
     def read_stored(self, events: list[Event], wanted: Filter, wire: Wire, limits: Limits) -> Stretch:
-        """Return what `wanted` picks of `events`, a stretch of the log that is not in the window; there must be at least one."""
+        """
+        Return what `wanted` picks of `events`, a stretch of the log that is not in the window; there must be
+        at least one.
+        """
         return _take(events, wanted, partial(self.stored_frame, wire=wire), limits, events[-1].position)
 
     def newest(self, wanted: Filter, count: int, upto: int) -> tuple[int, int]:
@@ -253,7 +271,10 @@ class Window:
         return self.floor, count
 
     def newest_by_key(self, wanted: Filter, after: int, now: int) -> list[Event]:
-        """Return, of the events behind `after` that `wanted` picks, the newest of each key; those without key are left out."""
+        """
+        Return, of the events behind `after` that `wanted` picks, the newest of each key; those without key
+        are left out.
+        """
         newest: dict[str, Event] = {}
         for event in self._events.before(self.head):
             if event.position <= after:
@@ -283,13 +304,14 @@ class Window:
 def _take(
     events: Iterable[Event], wanted: Filter, encode: Callable[[Event], bytes], limits: Limits, end: int
 ) -> Stretch:
-    """Return what `wanted` picks of `events`, up to the limits; `end` is the position that has been seen when all were."""
+    """
+    Return what `wanted` picks of `events`, up to the limits; `end` is the position that has been seen when
+    all were.
+    """
     frames: list[bytes] = []
     size = 0
-    scanned = 0
     upto = 0
-    for event in events:
-        scanned += 1
+    for scanned, event in enumerate(events, 1):
         if wanted.picks(event) and not 0 < event.expires <= limits.now:
             frame = encode(event)
             if frames and size + len(frame) > limits.bytes:

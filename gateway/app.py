@@ -1,8 +1,9 @@
 """
 The composition root: makes the parts of a gateway from the settings, and runs them.
 
-`serve` runs the whole server. `create_app` returns the same gateway as a Starlette application, to be mounted in
-somebody else's: its lifespan starts and stops the gateway, and where a host does not run it, the first request starts it.
+`serve` runs the whole server. `create_app` returns the same gateway as a Starlette application, to be mounted
+in somebody else's: its lifespan starts and stops the gateway, and where a host does not run it, the first
+request starts it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from gateway.log import LogError
 from gateway.operate import Operate
 from gateway.polling import Poller
 from gateway.problems import EXCEPTION_HANDLERS, method_not_allowed
-from gateway.publish import PublishEvents, PublishTopic
+from gateway.publish import TOPIC_PATH, PublishEvents, PublishTopic
 from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server
 from gateway.session import Services
 from gateway.settings import Settings
@@ -47,7 +48,14 @@ from gateway.starts import Locator
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe, SubscribeLimits
 
-DEMO: Final = Path(__file__).resolve().parent.parent / "web-demo"
+DEMO: Final = next(  # beside the package in a checkout, inside it in a wheel
+    (
+        each
+        for parent in (Path(__file__).parent, Path(__file__).resolve().parent.parent)
+        if (each := parent / "web-demo").is_dir()
+    ),
+    None,
+)
 logger = logging.getLogger(__name__)
 
 
@@ -74,12 +82,13 @@ class Gateway:
         self.consumers = SqliteConsumers(folder)
         self.dedup = Dedup(settings.dedup_seconds, settings.dedup_events)
         self.intake = Intake(self.log, self.dedup, settings)
-        window = Window("", settings.window_bytes, settings.window_events, int(settings.window_seconds * 1000))
+        window = Window(
+            "", settings.window_bytes, settings.window_events, int(settings.window_seconds * 1000)
+        )
         self.hub = Hub(window, settings.buffer_bytes)
         self.catchup = CatchUp(self.hub, lambda: self.log.first)
         self.feeder = Feeder(self.catchup, self.log)
-        dead_peer_ms = int(settings.stall_timeout * 1000)
-        self.streams = Streams(self.hub, self.catchup, self.feeder, settings.notsent_lowat, dead_peer_ms)
+        self.streams = Streams(self.hub, self.catchup, self.feeder)
         self.poller = Poller(self.streams, self.log, self.consumers, settings.poll_retry_after)
         self.drain = Drain(self.streams, self.poller, settings.drain_seconds)
         self.keepalive = Keepalive(self.streams, settings.heartbeat_seconds, settings.stall_timeout)
@@ -88,7 +97,7 @@ class Gateway:
         self._stopping = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
-    # --- life ---------------------------------------------------------------------------------------------------------
+    # --- life -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """
@@ -152,7 +161,7 @@ class Gateway:
             await self.drain()
             await self.stop()
 
-    # --- the application ----------------------------------------------------------------------------------------------
+    # --- the application ------------------------------------------------------------------------------------
 
     def application(self) -> Starlette:
         """Return the gateway as an ASGI application."""
@@ -166,15 +175,20 @@ class Gateway:
             max_topics=settings.max_topics,
         )
         limits = SubscribeLimits(
-            settings.max_topics, settings.max_connections, settings.max_message_bytes, settings.websocket_deflate
+            settings.max_topics,
+            settings.max_connections,
+            settings.max_message_bytes,
+            settings.websocket_deflate,
         )
-        events = Events(Subscribe(services, self.poller, self.consumers, limits), PublishEvents(self.intake, settings))
+        events = Events(
+            Subscribe(services, self.poller, self.consumers, limits), PublishEvents(self.intake, settings)
+        )
         routes: list[BaseRoute] = [
             Route("/v1/events", events),
-            Route("/v1/topics/{topic:path}", PublishTopic(self.intake, settings)),
+            Route(TOPIC_PATH, PublishTopic(self.intake, settings)),
             *Operate(self).routes(),
         ]
-        if DEMO.is_dir():
+        if DEMO is not None:
             routes += [Route("/", _demo), Mount("/demo", StaticFiles(directory=DEMO))]
         application = Starlette(
             routes=routes,
@@ -188,6 +202,7 @@ class Gateway:
 
 async def _demo(_request: Request) -> Response:
     """Return the demo page."""
+    assert DEMO is not None
     return FileResponse(DEMO / "index.html", headers={"cache-control": "no-cache"})
 
 
@@ -216,7 +231,10 @@ class Events:
 
 
 class Started:
-    """Middleware: the first request starts the gateway if no lifespan did, because it is mounted in another application."""
+    """
+    Middleware: the first request starts the gateway if no lifespan did, because it is mounted in another
+    application.
+    """
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self._app = app
@@ -236,15 +254,17 @@ def create_app(settings: Settings | None = None) -> Starlette:
     Args:
         settings: the defaults if None, with `data="memory:"` being the one for trying things out.
 
-    A host that mounts it should run its lifespan (`app.router.lifespan_context(app)`) in its own, so that it drains and
-    closes in an orderly way.
+    A host that mounts it should run its lifespan (`app.router.lifespan_context(app)`) in its own, so that it
+    drains and closes in an orderly way.
     """
     return Gateway(settings or Settings()).application()
 
 
 def serve(settings: Settings) -> int:
     """Run the server until it is told to stop; return the exit code."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     return uvloop.run(_serve(settings))
 
@@ -254,7 +274,7 @@ async def _serve(settings: Settings) -> int:
     try:
         await gateway.start()
     except LogError as error:
-        print(f"sluice: {error}", file=sys.stderr)
+        sys.stderr.write(f"sluice: {error}\n")
         return 1
     doorkeeper = Doorkeeper(settings.max_header_bytes, settings.header_timeout)
     config = uvicorn.Config(
@@ -275,7 +295,7 @@ async def _serve(settings: Settings) -> int:
     )
     watch = gateway.tasks.create_task(doorkeeper.run())
     try:
-        await Server(config, gateway.drain).serve()
+        await Server(config, gateway.drain, settings).serve()
     finally:
         watch.cancel()
         await gateway.stop()

@@ -1,9 +1,10 @@
 """
-Streams through plain ASGI, for when the gateway is mounted in somebody's application or runs on another server.
+Streams through plain ASGI, for when the gateway is mounted in somebody's application or runs on another
+server.
 
-The same subscription, cursor and overflow code as on our own server, behind another sink: one that hands its bytes to a task, which
-sends them through Starlette's `WebSocket`, sse-starlette's `EventSourceResponse` or a `StreamingResponse`. At ordinary speed: a task
-per connection, an `await` per write.
+The same subscription, cursor and overflow code as on our own server, behind another sink: one that hands its
+bytes to a task, which sends them through Starlette's `WebSocket`, sse-starlette's `EventSourceResponse` or a
+`StreamingResponse`. At ordinary speed: a task per connection, an `await` per write.
 """
 
 from __future__ import annotations
@@ -79,13 +80,15 @@ class AsgiSink:
         """Say goodbye and end."""
         if self.ended:
             return
-        self.write(goodbye(self._wire, reason, self._streams.cursor_of(self.connection), self._streams.retry_ms()))
+        self.write(
+            goodbye(self._wire, reason, self._streams.cursor_of(self.connection), self._streams.retry_ms())
+        )
         self.ended = True
         self.reason = reason
         self._ready.set()
         self._streams.closing(self, reason)
 
-    def heartbeat(self, frame: bytes, head: int) -> bool:  # noqa: ARG002
+    def heartbeat(self, frame: bytes, head: int) -> bool:
         """Send a sign of life; whether the peer is alive, the server finds out."""
         self.send(frame)
         return True
@@ -140,7 +143,9 @@ class AsgiSubscriber:
         sink = AsgiSink(self._streams, wire, self._streams.hub.buffer_bytes)
         connection = Connection(connection_name(), sink, wire, request.overflow)
         if request.transport is Transport.WEBSOCKET:
-            await self._until_aborted(sink, self._websocket(request, place, sink, connection, scope, receive, send))
+            await self._until_aborted(
+                sink, self._websocket(request, place, sink, connection, scope, receive, send)
+            )
             return
         body = self._body(request, place, sink, connection)
         response: Response
@@ -159,7 +164,7 @@ class AsgiSubscriber:
     async def _body(
         self, request: Request, place: Place, sink: AsgiSink, connection: Connection
     ) -> AsyncIterator[bytes]:
-        """Yield the bytes of a stream; it begins when the server asks for the first, and ends with the client."""
+        """Yield the bytes of a stream, which begins when the server asks for the first of them."""
         self._open(request, place, sink, connection)
         try:
             while (data := await sink.take()) is not None:

@@ -59,6 +59,7 @@ class Consumers(Protocol):
         Store a consumer's cursor; the future resolves when it, or a later one, is durable.
 
         Raises:
+            ValueError: the name has characters that cannot be printed, such as controls.
             ConsumersFull: (through the future) the name is new and there are too many.
             LogUnavailable: (through the future) it could not be made durable.
         """
@@ -116,6 +117,8 @@ class SqliteConsumers:
 
     def remember(self, name: str, cursor: str) -> asyncio.Future[None]:
         """Store a consumer's cursor; see `Consumers.remember`."""
+        if not name.isprintable():  # SQLite's JSON ends at a NUL, and a lone surrogate has no UTF-8
+            raise ValueError("the name of a consumer has characters that cannot be printed")
         assert self._loop is not None, "the store was not started"
         future: asyncio.Future[None] = self._loop.create_future()
         if self._closing is not None:

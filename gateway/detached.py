@@ -1,15 +1,18 @@
 """
 Detached connections: the socket without the machinery that opened it.
 
-The handshake runs through uvicorn and Starlette; then the endpoint puts one of these slim protocol objects in the
-transport's hands and its task ends. From there on a connection costs this object, and a delivery one `os.write` straight to the
-non-blocking socket: as cheap as C's `send()`, where a transport's own write costs a queue and a turn of the loop.
+The handshake runs through uvicorn and Starlette; then the endpoint puts one of these slim protocol objects in
+the transport's hands and its task ends. From there on a connection costs this object, and a delivery one
+`send()` straight to the non-blocking socket, where a transport's own write costs a queue and a turn of the
+loop. (`send()` and not `os.write`: the kernel's way from a write to a socket is an eighth longer.)
 
 Rules that keep the raw write safe:
-- It is used only while the transport's buffer is empty: what the kernel does not take goes to `transport.write`, and until
+- It is used only while the transport's buffer is empty: what the kernel does not take goes to
+`transport.write`, and until
   the transport has drained nothing is written but control frames, through the transport and so in order.
-- The file descriptor is forgotten the moment `connection_lost` runs; the transport closes it only after that.
-- TLS connections have no usable descriptor and always go through the transport.
+- The socket is forgotten the moment `connection_lost` runs; the transport closes its descriptor only after
+that.
+- TLS connections have no usable socket and always go through the transport.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import asyncio
 import fcntl
 import socket
 import termios
-from os import write as os_write
 from typing import TYPE_CHECKING, Final
 
 from fanout.closing import CloseReason
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
     from gateway.streams import Streams
 
 MAX_UNSOLICITED: Final = 64 * 1024
-"""Bytes a client may send behind a request that is answered by a stream; they can never be answered, so more is abuse."""
+"""
+Bytes a client may send behind a request that is answered by a stream; they can never be answered, so more is
+abuse.
+"""
 
 
 class Detached(asyncio.Protocol):
@@ -41,14 +46,13 @@ class Detached(asyncio.Protocol):
         transport: the open transport, taken over from uvicorn.
     """
 
-    __slots__ = ("closing", "connection", "fd", "full", "paused", "streams", "transport")
+    __slots__ = ("closing", "connection", "full", "paused", "socket", "streams", "transport")
 
     def __init__(self, streams: Streams, transport: asyncio.Transport) -> None:
         self.streams = streams
         self.transport = transport
         self.connection: Connection | None = None
-        encrypted = transport.get_extra_info("ssl_object") is not None
-        self.fd = -1 if encrypted else transport.get_extra_info("socket").fileno()
+        self.socket = None if transport.get_extra_info("ssl_object") else _same_socket(transport)
         self.full = False  # the transport holds bytes: nothing may be written past it
         self.paused = False  # the transport called pause_writing, so it will call resume_writing
         self.closing = False  # we have said goodbye: nothing more is written
@@ -56,21 +60,25 @@ class Detached(asyncio.Protocol):
     def take_over(self) -> None:
         """Become the transport's protocol."""
         transport = self.transport
-        transport.set_write_buffer_limits(high=0)  # pause_writing and resume_writing then tell whether it is empty
-        tune_socket(transport, self.streams.notsent_lowat, self.streams.dead_peer_ms)
+        transport.set_write_buffer_limits(
+            high=0
+        )  # pause_writing and resume_writing then tell whether it is empty
         if transport.get_write_buffer_size():  # an earlier answer on this connection is still on its way
             self.full = True
             self.streams.check_soon(self)
         transport.set_protocol(self)
 
-    # --- the sink -----------------------------------------------------------------------------------------------------
+    # --- the sink -------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> bool:
-        """Write `data` to the socket, what does not fit to the transport's buffer; return whether all of it fit."""
-        if self.full or self.fd < 0:
+        """
+        Write `data` to the socket, what does not fit to the transport's buffer; return whether all of it
+        fit.
+        """
+        if self.full or self.socket is None:
             return self._write_through(data)
         try:
-            sent = os_write(self.fd, data)
+            sent = self.socket.send(data)
         except BlockingIOError:
             sent = 0
         except OSError:  # reset by the peer: the transport finds out by itself, and reports it
@@ -82,7 +90,10 @@ class Detached(asyncio.Protocol):
         return False
 
     def send(self, data: bytes) -> None:
-        """Write a control frame: also while the connection is full, in order, and then kept in the transport's buffer."""
+        """
+        Write a control frame: also while the connection is full, in order, and then kept in the transport's
+        buffer.
+        """
         if not self.closing:
             self.write(data)
 
@@ -100,7 +111,10 @@ class Detached(asyncio.Protocol):
             self.streams.full(self)
 
     def close(self, reason: CloseReason) -> None:
-        """Say goodbye, flush, close. A client that does not even read this is cut off by the keepalive's deadline."""
+        """
+        Say goodbye, flush, close. A client that does not even read this is cut off by the keepalive's
+        deadline.
+        """
         if self.closing:
             return
         self.write(self.farewell(reason))
@@ -108,8 +122,8 @@ class Detached(asyncio.Protocol):
         self.streams.closing(self, reason)
         self.transport.close()
 
-    def heartbeat(self, frame: bytes, head: int) -> bool:  # noqa: ARG002  # for the WebSocket's
-        """Send a sign of life; whether the peer is alive, TCP finds out (`tune_socket`)."""
+    def heartbeat(self, frame: bytes, head: int) -> bool:  # for the WebSocket's
+        """Send a sign of life; whether the peer is alive, TCP finds out (`tune`)."""
         self.send(frame)
         return True
 
@@ -123,7 +137,7 @@ class Detached(asyncio.Protocol):
         self.full = True
         self.transport.abort()
 
-    # --- what the transport calls -------------------------------------------------------------------------------------
+    # --- what the transport calls ---------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
         """The transport's buffer is not empty."""
@@ -149,17 +163,22 @@ class Detached(asyncio.Protocol):
             self.streams.drained(self)
 
     def progress(self) -> object:
-        """Return something that changes when the peer takes bytes: what the kernel and the transport still hold."""
-        if self.fd < 0:
+        """
+        Return something that changes when the peer takes bytes: what the kernel and the transport still
+        hold.
+        """
+        if self.socket is None:
             return self.transport.get_write_buffer_size()
-        return self.transport.get_write_buffer_size(), _unacknowledged(self.fd)
+        return self.transport.get_write_buffer_size(), _unacknowledged(self.socket.fileno())
 
     def eof_received(self) -> None:
         """The client closed its side: the transport closes."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is closed: forget its descriptor."""
-        self.fd = -1
+        """The transport is closed: forget its socket."""
+        if self.socket is not None:
+            self.socket.detach()
+            self.socket = None
         self.full = True
         self.streams.lost(self)
 
@@ -183,7 +202,10 @@ class DetachedStream(Detached):
     def farewell(self, reason: CloseReason) -> bytes:
         """Return the reconnect advice and the end of the body."""
         last = LAST_CHUNK if self.wire in (Wire.SSE_CHUNKED, Wire.NDJSON_CHUNKED) else b""
-        return goodbye(self.wire, reason, self.streams.cursor_of(self.connection), self.streams.retry_ms()) + last
+        return (
+            goodbye(self.wire, reason, self.streams.cursor_of(self.connection), self.streams.retry_ms())
+            + last
+        )
 
 
 def goodbye(wire: Wire, reason: CloseReason, cursor: str, retry_ms: int) -> bytes:
@@ -195,20 +217,28 @@ def goodbye(wire: Wire, reason: CloseReason, cursor: str, retry_ms: int) -> byte
     return control_frame(wire, "reconnect", members, cursor=cursor, retry_ms=retry_ms)
 
 
+def _same_socket(transport: asyncio.BaseTransport) -> socket.socket:
+    """
+    Return a socket object for the transport's descriptor, which stays the transport's: it must be detached,
+    never closed.
+    """
+    theirs = transport.get_extra_info("socket")
+    return socket.socket(theirs.family, theirs.type, theirs.proto, theirs.fileno())
+
+
 def _unacknowledged(fd: int) -> int:
     """Return the bytes in the kernel's send queue that the peer has not acknowledged (SIOCOUTQ, tcp(7))."""
     return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"), "little")
 
 
-def tune_socket(transport: asyncio.Transport, notsent_lowat: int, dead_peer_ms: int) -> None:
+def tune(listener: socket.socket, notsent_lowat: int, dead_peer_ms: int) -> None:
     """
-    Keep the kernel's part of the buffer small, and let it notice a peer that is gone.
+    Keep the kernel's part of the buffers small, and let it notice peers that are gone; accepted sockets
+    inherit both.
 
     TCP_NOTSENT_LOWAT: without it a stalled peer takes megabytes of kernel memory before anyone notices.
     TCP_USER_TIMEOUT (RFC 5482): unacknowledged data for that long means the peer is dead.
     """
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, notsent_lowat)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, dead_peer_ms)
+    if listener.family in (socket.AF_INET, socket.AF_INET6):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, notsent_lowat)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, dead_peer_ms)

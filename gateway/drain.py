@@ -2,8 +2,8 @@
 The drain: how a replica goes away without anyone losing anything.
 
 1. `/readyz` goes red, so that nobody new is sent here.
-2. Every streaming client is told to reconnect, with its cursor and a time to wait, in waves spread over the drain time.
-3. Waiting polls are answered; what is being published becomes durable.
+2. Every streaming client is told to reconnect, with its cursor and a time to wait, in waves spread over the
+drain time. 3. Waiting polls are answered; what is being published becomes durable.
 4. Then the server closes its sockets.
 """
 
@@ -51,5 +51,6 @@ class Drain:
         for sink in list(self._streams.sinks):  # those that came meanwhile
             sink.close(DRAINING)
         self._poller.drain()
-        while self._streams.goodbyes:  # bounded: the keepalive cuts off whoever does not go
+        # Bounded: the keepalive cuts off whoever does not go.
+        while self._streams.goodbyes:  # noqa: ASYNC110  # an event would be a second record of the same fact
             await asyncio.sleep(0.02)

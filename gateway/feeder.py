@@ -1,9 +1,10 @@
 """
-The feeder: gives time to the connections that are catching up, a little at a time, so that live delivery never waits for them.
+The feeder: gives time to the connections that are catching up, a little at a time, so that live delivery
+never waits for them.
 
-Parts that the window holds are written in slices of a few milliseconds between other work of the loop. Older parts are read from
-the log by one task, a block at a time, and every connection that stands inside a block is fed from it: a thousand
-clients that come back together cost one scan, not a thousand.
+Parts that the window holds are written in slices of a few milliseconds between other work of the loop. Older
+parts are read from the log by one task, a block at a time, and every connection that stands inside a block is
+fed from it: a thousand clients that come back together cost one scan, not a thousand.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Feeder:
         try:
             block = await self._log.read(position, BLOCK_BYTES)
         except LogError as error:
-            logger.error("log.read_failed: position %d: %s", position, error)
+            logger.warning("log.read_failed: position %d: %s", position, error)
             del self._waiting[oldest]
             oldest.sink.close(LOG_FAILED)
             return
@@ -103,7 +104,10 @@ class Feeder:
         await self._feed_block(block, inside)
 
     async def _feed_block(self, block: list[Event], connections: list[Connection]) -> None:
-        """Feed `connections` from one block, in turns and in slices of time, until each has all of it or is full."""
+        """
+        Feed `connections` from one block, in turns and in slices of time, until each has all of it or is
+        full.
+        """
         end = time.monotonic() + SLICE_SECONDS
         turns = deque(connections)
         while turns:
@@ -115,7 +119,9 @@ class Feeder:
             if connection.position >= self._catchup.hub.window.floor:
                 self._leave(connection)
             elif connection.position >= block[-1].position:
-                self._waiting[connection] = self._waiting.pop(connection)  # to the end: it takes the next block
+                self._waiting[connection] = self._waiting.pop(
+                    connection
+                )  # to the end: it takes the next block
             elif self._catchup.feed_stored(connection, block, now) is Fed.MORE:
                 turns.append(connection)
             else:

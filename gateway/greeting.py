@@ -1,4 +1,4 @@
-"""The first frames of a connection: who it is, where it begins, and whether its cursor was of another history."""
+"""The first frames of a connection: its name, where it begins, whether its cursor was of another history."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def connection_name() -> str:
 
 
 def greeting_of(streams: Streams, connection: Connection, position: int, reset: str | None) -> bytes:
-    """Return the first frames of a connection that begins at `position`, and was told `reset` if it came with such a cursor."""
+    """
+    Return the first frames of a connection that begins at `position`, and was told `reset` if it came with
+    such a cursor.
+    """
     wire, cursor = connection.wire, streams.hub.window.cursor(position)
     if wire in SSE_WIRES:
         block = sse_block(cursor, None, None, streams.retry_ms())

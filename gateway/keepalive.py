@@ -1,9 +1,10 @@
 """
 Keepalive: one timer for all connections.
 
-Once a second it sends their share of the connections a heartbeat, aborts those that make no progress or do not answer, and
-cuts off those that were told goodbye and do not go. A connection that is full or catching up gets no heartbeat: what it is waiting
-for proves it alive, or the lack of progress dead.
+Once a second it sends their share of the connections a heartbeat, aborts those that make no progress or do
+not answer, and cuts off those that were told goodbye and do not go. A connection that is full or catching up
+gets no
+heartbeat: what it is waiting for proves it alive, or the lack of progress dead.
 """
 
 from __future__ import annotations

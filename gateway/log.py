@@ -28,7 +28,10 @@ class LogBusy(LogError):
 
 
 class LogUnavailable(LogError):
-    """The log could not make events durable; none of the call's events was stored. Try again after `retry_after` seconds."""
+    """
+    The log could not make events durable; none of the call's events was stored. Try again after
+    `retry_after` seconds.
+    """
 
     def __init__(self, reason: str, retry_after: float) -> None:
         super().__init__(reason)
@@ -53,7 +56,8 @@ class Log(Protocol):
 
     async def start(self, deliver: Deliver) -> None:
         """
-        Open the log and from now on call `deliver` with every batch that became durable, in order, on the event loop.
+        Open the log and from now on call `deliver` with every batch that became durable, in order, on the
+        event loop.
 
         Raises:
             LogDamaged: the stored log cannot be used.
@@ -71,7 +75,10 @@ class Log(Protocol):
         """
 
     async def read(self, after: int, max_bytes: int) -> list[Event]:
-        """Return retained events with a position greater than `after`, oldest first, about `max_bytes` of them, at least one."""
+        """
+        Return retained events with a position greater than `after`, oldest first, about `max_bytes` of them,
+        at least one.
+        """
 
     async def find_time(self, time_ms: int) -> int:
         """Return the position of the last event accepted before `time_ms`; `first - 1` if there is none."""

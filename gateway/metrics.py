@@ -41,7 +41,9 @@ class Collector:
 
     def _connections(self) -> Iterator[Metric]:
         hub, streams = self._gateway.hub, self._gateway.streams
-        connections = GaugeMetricFamily("sluice_connections", "Connections by wire and state.", labels=["wire", "state"])
+        connections = GaugeMetricFamily(
+            "sluice_connections", "Connections by wire and state.", labels=["wire", "state"]
+        )
         counts: dict[tuple[str, str], int] = {}
         for connection in hub.connections:
             key = (connection.wire.name.lower(), connection.state.value)
@@ -49,26 +51,40 @@ class Collector:
         for (wire, state), number in counts.items():
             connections.add_metric([wire, state], number)
         yield connections
-        yield CounterMetricFamily("sluice_connections_opened", "Streaming connections opened.", streams.opened)
-        ended = CounterMetricFamily("sluice_connections_ended", "Streaming connections ended, by reason.", labels=["reason"])
+        yield CounterMetricFamily(
+            "sluice_connections_opened", "Streaming connections opened.", streams.opened
+        )
+        ended = CounterMetricFamily(
+            "sluice_connections_ended", "Streaming connections ended, by reason.", labels=["reason"]
+        )
         for reason, number in streams.ended.items():
             ended.add_metric([reason], number)
         yield ended
-        gaps = CounterMetricFamily("sluice_gaps", "Gaps announced to streaming connections, by reason.", labels=["reason"])
+        gaps = CounterMetricFamily(
+            "sluice_gaps", "Gaps announced to streaming connections, by reason.", labels=["reason"]
+        )
         for reason, number in self._gateway.catchup.gaps.items():
             gaps.add_metric([reason], number)
         yield gaps
-        yield CounterMetricFamily("sluice_deliveries", "Events written to streaming connections.", hub.deliveries)
+        yield CounterMetricFamily(
+            "sluice_deliveries", "Events written to streaming connections.", hub.deliveries
+        )
         behind = sum(connection.state is not State.LIVE for connection in hub.connections)
         yield GaugeMetricFamily("sluice_connections_behind", "Connections that are not at the head.", behind)
 
     def _intake(self) -> Iterator[Metric]:
         intake = self._gateway.intake
         yield CounterMetricFamily("sluice_events_accepted", "Events made durable.", intake.accepted)
-        yield CounterMetricFamily("sluice_events_duplicate", "Events recognised as duplicates.", intake.duplicates)
-        yield CounterMetricFamily("sluice_publish_busy", "Publish calls refused because the queue was full.", intake.busy)
         yield CounterMetricFamily(
-            "sluice_publish_unavailable", "Publish calls that failed because the log could not store.", intake.unavailable
+            "sluice_events_duplicate", "Events recognised as duplicates.", intake.duplicates
+        )
+        yield CounterMetricFamily(
+            "sluice_publish_busy", "Publish calls refused because the queue was full.", intake.busy
+        )
+        yield CounterMetricFamily(
+            "sluice_publish_unavailable",
+            "Publish calls that failed because the log could not store.",
+            intake.unavailable,
         )
 
 

@@ -71,10 +71,13 @@ class Operate:
         for each in self._gateway.hub.connections:
             if each.name == name:
                 return _json(self._seen(each))
-        raise Problem(404, f"there is no connection {ascii(name[:60])}")
+        raise Problem(404, f"there is no connection {name[:60]!a}")
 
     async def topics(self, request: Request) -> Response:
-        """Return the topics in the window with their events, and the patterns with their subscribers; at most `limit` (100) each."""
+        """
+        Return the topics in the window with their events, and the patterns with their subscribers; at most
+        `limit` (100) each.
+        """
         limit = _limit(request.query_params.get("limit", "100"))
         hub = self._gateway.hub
         topics = heapq.nlargest(limit, hub.window.topics().items(), key=lambda item: item[1])
@@ -82,7 +85,9 @@ class Operate:
         return _json(
             {
                 "topics": [{"topic": topic, "events": number} for topic, number in topics],
-                "subscriptions": [{"pattern": pattern, "connections": number} for pattern, number in patterns],
+                "subscriptions": [
+                    {"pattern": pattern, "connections": number} for pattern, number in patterns
+                ],
             }
         )
 
@@ -110,4 +115,6 @@ def _limit(text: str) -> int:
 
 
 def _json(value: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value) + b"\n", status, media_type="application/json", headers=_NO_STORE)
+    return Response(
+        msgspec.json.encode(value) + b"\n", status, media_type="application/json", headers=_NO_STORE
+    )

@@ -1,8 +1,9 @@
 """
-Poll and long poll: an ordinary request that takes what is behind its cursor, now or as soon as there is something.
+Poll and long poll: an ordinary request that takes what is behind its cursor, now or as soon as there is
+something.
 
-The client holds the cursor and the server nothing, so any replica can answer any poll. Every answer has the next
-cursor, also an empty one, as `cursor` and as ETag.
+The client holds the cursor and the server nothing, so any replica can answer any poll. Every answer has the
+next cursor, also an empty one, as `cursor` and as ETag.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ BLOCK_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a poll found: the events' JSON, the position reached, whether there is more at once, and a gap before it all."""
+    """
+    What a poll found: the events' JSON, the position reached, whether there is more at once, and a gap
+    before it all.
+    """
 
     frames: list[bytes]
     position: int
@@ -54,12 +58,12 @@ class Waiter:
         self.connection: Connection | None = None
         self.woken = asyncio.Event()
 
-    def write(self, data: bytes) -> bool:  # noqa: ARG002  # the request reads the window itself, by its cursor
+    def write(self, data: bytes) -> bool:  # the request reads the window itself, by its cursor
         """There is an event."""
         self.woken.set()
         return True
 
-    def close(self, reason: CloseReason) -> None:  # noqa: ARG002  # the answer is the same: the cursor
+    def close(self, reason: CloseReason) -> None:  # the answer is the same: the cursor
         """The replica is going away: answer now."""
         self.woken.set()
 
@@ -84,7 +88,9 @@ class Poller:
         self._names = 0
         self._draining = False
 
-    async def answer(self, request: Request, place: Place, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def answer(
+        self, request: Request, place: Place, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """
         Answer one poll.
 
@@ -98,7 +104,10 @@ class Poller:
         try:
             await self._acknowledge(request, place)
             answer = await self._collect(selection, position, place.reset, request.limit)
-            while not (answer.frames or answer.gap or self._draining) and (left := deadline - time.monotonic()) > 0:
+            while (
+                not (answer.frames or answer.gap or self._draining)
+                and (left := deadline - time.monotonic()) > 0
+            ):
                 if not answer.more and not await self._wait(request, answer.position, left, receive):
                     break
                 answer = await self._collect(selection, answer.position, None, request.limit)

@@ -1,8 +1,10 @@
 """
-Our HTTP server: uvicorn, with a protocol class that can give its socket away and that refuses what no honest client sends.
+Our HTTP server: uvicorn, with a protocol class that can give its socket away and that refuses what no honest
+client sends.
 
-What it adds: an ASGI extension by which an endpoint takes the socket over; WebSocket upgrades arrive as the ordinary GET requests they
-are; a request head has a size limit and a deadline; a server that goes away tells its connections first.
+What it adds: an ASGI extension by which an endpoint takes the socket over; WebSocket upgrades arrive as the
+ordinary GET requests they are; a request head has a size limit and a deadline; a server that goes away tells
+its connections first.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from gateway.detached import tune
 from gateway.problems import Problem
 from gateway.subscribe import DETACH
 
 if TYPE_CHECKING:
     import socket
+
+    from gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -140,10 +145,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _too_large(self) -> Problem:
         limit = self.doorkeeper.max_head
-        return Problem(431, f"a request's line and headers may have {limit} bytes", headers={"connection": "close"})
+        return Problem(
+            431, f"a request's line and headers may have {limit} bytes", headers={"connection": "close"}
+        )
 
     def _should_upgrade_to_ws(self) -> bool:
-        """Let upgrades reach the application as the GET requests they are: its endpoint answers 101 itself."""
+        """Let upgrades reach the application as the GET requests they are; its endpoint answers 101."""
         return False
 
     def time_out(self) -> None:
@@ -169,8 +176,8 @@ class HttpProtocol(HttpToolsProtocol):
         """
         Give up the socket; return its transport, and what the client sent behind its request.
 
-        To be called by the endpoint that is answering the current request, before it has answered anything. uvicorn is made to believe
-        that the response is complete, so its task ends in peace.
+        To be called by the endpoint that is answering the current request, before it has answered anything.
+        uvicorn is made to believe that the response is complete, so its task ends in peace.
         """
         cycle = self.cycle
         cycle.response_started = cycle.response_complete = True
@@ -189,15 +196,29 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's.
         drain: tells the streaming connections to go, and waits until they have.
+        settings: how the sockets are tuned.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]], settings: Settings
+    ) -> None:
         super().__init__(config)
         self._drain = drain
+        self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, with sockets tuned for streaming."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                tune(listener, self._settings.notsent_lowat, int(self._settings.stall_timeout * 1000))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Exit on SIGTERM and SIGINT; unlike uvicorn's, without raising the signal again, which would skip what comes after."""
+        """
+        Exit on SIGTERM and SIGINT; unlike uvicorn's, without raising the signal again, which would skip what
+        comes after.
+        """
         loop = asyncio.get_running_loop()
         handled = (signal.SIGTERM, signal.SIGINT)
         for number in handled:

@@ -1,9 +1,10 @@
 """
 What a WebSocket client can say, once connected: subscribe, unsubscribe, publish, ack, ping.
 
-Each operation is one JSON text message with an `op` and an optional `ref` (any JSON), and each is answered by a control message
-with that `ref`, in the order of the operations. A mistake is answered by `error` and changes nothing. While an operation waits (for
-the disk, for the log), a task of this session exists; a client that only listens has none.
+Each operation is one JSON text message with an `op` and an optional `ref` (any JSON), and each is answered by
+a control message with that `ref`, in the order of the operations. A mistake is answered by `error` and
+changes nothing. While an operation waits (for the disk, for the log), a task of this session exists; a client
+that only listens has none.
 """
 
 from __future__ import annotations
@@ -128,7 +129,12 @@ class Session:
     __slots__ = ("_connection", "_consumer", "_pending", "_reader", "_services", "_sink", "_worker")
 
     def __init__(
-        self, services: Services, sink: StreamSink, connection: Connection, consumer: str | None, reader: Reader
+        self,
+        services: Services,
+        sink: StreamSink,
+        connection: Connection,
+        consumer: str | None,
+        reader: Reader,
     ) -> None:
         self._services = services
         self._sink = sink
@@ -138,13 +144,15 @@ class Session:
         self._pending: deque[Operation] | None = None
         self._worker: asyncio.Task[None] | None = None
 
-    # --- the inbox ----------------------------------------------------------------------------------------------------
+    # --- the inbox ------------------------------------------------------------------------------------------
 
     def received(self, message: str | bytes) -> None:
         """Take a message."""
+        if isinstance(message, bytes):
+            problem = Problem(422, "operations are text messages with JSON; this one was binary")
+            self._refuse(problem, msgspec.Raw(b""))
+            return
         try:
-            if isinstance(message, bytes):
-                raise Problem(422, "operations are text messages with JSON; this one was binary")
             operation = _decoder.decode(message)
         except msgspec.ValidationError as error:
             self._refuse(Problem(422, str(error)), _ref_in(message))
@@ -152,8 +160,6 @@ class Session:
             self._refuse(Problem(400, f"the message is no JSON: {error}"), msgspec.Raw(b""))
         except RecursionError:
             self._refuse(Problem(400, "the message is nested too deeply"), msgspec.Raw(b""))
-        except Problem as problem:
-            self._refuse(problem, msgspec.Raw(b""))
         else:
             self._take(operation)
 
@@ -199,7 +205,7 @@ class Session:
             run.append(pending.popleft())  # type: ignore[arg-type]  # the line above looked
         return run
 
-    # --- the operations -----------------------------------------------------------------------------------------------
+    # --- the operations -------------------------------------------------------------------------------------
 
     async def _carry_out(self, operation: Operation) -> None:
         try:
@@ -246,7 +252,7 @@ class Session:
         hub = self._services.streams.hub
         lacking = [pattern for pattern in patterns if pattern not in hub.patterns(self._connection)]
         if lacking:
-            raise Problem(422, f"not subscribed to {ascii(lacking[0])}")
+            raise Problem(422, f"not subscribed to {lacking[0]!a}")
         hub.unsubscribe(self._connection, patterns)
         self._services.streams.wake(self._connection)
         self._answer("unsubscribed", operation.ref, _topics(patterns))
@@ -279,12 +285,15 @@ class Session:
 
     async def _ack(self, operation: Ack) -> None:
         if self._consumer is None:
-            raise Problem(422, "this connection has no consumer name: connect with consumer=NAME to have cursors remembered")
+            raise Problem(
+                422,
+                "this connection has no consumer name: connect with consumer=NAME to have cursors remembered",
+            )
         check_ack(operation.cursor, self._services.streams)
         await self._services.consumers.remember(self._consumer, operation.cursor)
         self._answer("acked", operation.ref, b'"cursor":"%b"' % operation.cursor.encode())
 
-    # --- answers ------------------------------------------------------------------------------------------------------
+    # --- answers --------------------------------------------------------------------------------------------
 
     def _answer(self, name: str, ref: msgspec.Raw, members: bytes = b"") -> None:
         parts = [part for part in (_ref_member(ref), members) if part]

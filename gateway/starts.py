@@ -12,7 +12,10 @@ from fanout.window import Window
 from gateway.log import Log
 
 SCAN_EVENTS: Final = 4096
-"""How far the search for the last N matching events steps back in the log at first; it doubles up to sixteen times this."""
+"""
+How far the search for the last N matching events steps back in the log at first; it doubles up to sixteen
+times this.
+"""
 
 SCAN_BYTES: Final = 1 << 20
 MAX_SCANS: Final = 4
@@ -76,8 +79,9 @@ class Locator:
         """
         Return the place of a cursor seen before, and whether it is from another history.
 
-        From another log, or one created anew: everything here is new to the client. From this log, but ahead of its
-        head or naming another event: the log lost its end once (restored, truncated); what follows the position is new.
+        From another log, or one created anew: everything here is new to the client. From this log, but ahead
+        of its head or naming another event: the log lost its end once (restored, truncated); what follows the
+        position is new.
         """
         window = self._window
         if cursor.epoch != window.epoch:
@@ -89,7 +93,10 @@ class Locator:
         return Place(cursor.position)
 
     async def _names(self, cursor: Cursor) -> bool:
-        """Tell whether the event at the cursor's position, if it can still be had, is the one the cursor was made from."""
+        """
+        Tell whether the event at the cursor's position, if it can still be had, is the one the cursor was
+        made from.
+        """
         tag = self._window.tag_at(cursor.position)
         if not tag and self._log.first <= cursor.position <= self._window.floor:
             events = await self._log.read(cursor.position - 1, 1)

@@ -1,6 +1,6 @@
 """
-What all streaming connections share: the hub they belong to, the feeder that helps them catch up, and a record of who is full,
-who is closing and why each one ended.
+What all streaming connections share: the hub they belong to, the feeder that helps them catch up, and a
+record of who is full, who is closing and why each one ended.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from fanout.hub import Hub
 from gateway.feeder import Feeder
 
 RETRY_MS: Final = (500, 3000)
-"""Between these a client is told to wait before it reconnects, each another time, so that they do not all come at once."""
+"""
+Between these a client is told to wait before it reconnects, each another time, so that they do not all come
+at once.
+"""
 
 GOODBYE_SECONDS: Final = 5.0
 """How long a client that was told goodbye may take to read it."""
@@ -38,7 +41,10 @@ class StreamSink(Sink, Protocol):
         """Write a control frame, also while full."""
 
     def heartbeat(self, frame: bytes, head: int) -> bool:
-        """Send a sign of life that moves the cursor to `head`; return False if the peer gave none since the last."""
+        """
+        Send a sign of life that moves the cursor to `head`; return False if the peer gave none since the
+        last.
+        """
 
     def abort(self) -> None:
         """Drop the connection now."""
@@ -58,27 +64,30 @@ class Streams:
         hub: gives them events.
         catchup: decides what one that is behind gets.
         feeder: gives that time.
-        notsent_lowat: bytes the kernel may hold unsent for one connection (TCP_NOTSENT_LOWAT).
-        dead_peer_ms: milliseconds of unacknowledged data after which a peer is dead (TCP_USER_TIMEOUT).
     """
 
-    def __init__(self, hub: Hub, catchup: CatchUp, feeder: Feeder, notsent_lowat: int, dead_peer_ms: int) -> None:
+    def __init__(self, hub: Hub, catchup: CatchUp, feeder: Feeder) -> None:
         self.hub = hub
         self.catchup = catchup
         self.feeder = feeder
-        self.notsent_lowat = notsent_lowat
-        self.dead_peer_ms = dead_peer_ms
         self.sinks: dict[StreamSink, None] = {}  # all that are open
-        self.fulls: dict[StreamSink, tuple[object, float]] = {}  # who does not read: its progress, and since when it stands still
+        self.fulls: dict[
+            StreamSink, tuple[object, float]
+        ] = {}  # who does not read: its progress, and since when it stands still
         self.goodbyes: dict[StreamSink, float] = {}  # who was told goodbye: until when it may take that
         self.ended: Counter[str] = Counter()  # close reason -> how many
         self.opened = 0
         self._unsure: list[StreamSink] = []
 
-    # --- coming and going ---------------------------------------------------------------------------------------------
+    # --- coming and going -----------------------------------------------------------------------------------
 
     def open(
-        self, sink: StreamSink, connection: Connection, patterns: Iterable[str], position: int, greeting: bytes
+        self,
+        sink: StreamSink,
+        connection: Connection,
+        patterns: Iterable[str],
+        position: int,
+        greeting: bytes,
     ) -> None:
         """
         Begin to serve a connection that has everything up to `position`.
@@ -130,7 +139,7 @@ class Streams:
             logger.debug("connection.ended: %s %s", connection.name, reason.name)
             self.hub.detach(connection)
 
-    # --- full and drained ---------------------------------------------------------------------------------------------
+    # --- full and drained -----------------------------------------------------------------------------------
 
     def full(self, sink: StreamSink) -> None:
         """A sink cannot take more: watch that its peer makes progress."""
@@ -146,7 +155,10 @@ class Streams:
             self.feeder.wake(connection)
 
     def check_soon(self, sink: StreamSink) -> None:
-        """Look in the loop's next turn whether a sink has drained: a transport reports only buffers that it reported full."""
+        """
+        Look in the loop's next turn whether a sink has drained: a transport reports only buffers that it
+        reported full.
+        """
         if not self._unsure:
             asyncio.get_running_loop().call_soon(self._check)
         self._unsure.append(sink)
@@ -162,7 +174,7 @@ class Streams:
         connection.gaps += 1
         self.catchup.gaps["reset"] += 1
 
-    # --- what a connection is told ------------------------------------------------------------------------------------
+    # --- what a connection is told --------------------------------------------------------------------------
 
     def cursor_of(self, connection: Connection | None) -> str:
         """Return the cursor a connection has reached."""
@@ -172,4 +184,4 @@ class Streams:
     @staticmethod
     def retry_ms() -> int:
         """Return how long one client is to wait before it reconnects."""
-        return random.randint(*RETRY_MS)  # noqa: S311  # spreads load, protects nothing
+        return random.randint(*RETRY_MS)  # spreads load, protects nothing

@@ -1,8 +1,9 @@
 """
 `GET /v1/events`: one URL, the transport chosen by the request.
 
-On our own server a stream or WebSocket leaves the ASGI world here: its socket is handed to a detached connection and the task
-ends. In any other ASGI server the same request is served through plain ASGI (`gateway.asgi`). Polls are answered by `gateway.polling`.
+On our own server a stream or WebSocket leaves the ASGI world here: its socket is handed to a detached
+connection and the task ends. In any other ASGI server the same request is served through plain ASGI
+(`gateway.asgi`). Polls are answered by `gateway.polling`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Final, Protocol
 from starlette.types import Receive, Scope, Send
 
 from fanout.connection import Connection
-from fanout.cursor import Latest, parse_start
+from fanout.cursor import parse_start
 from fanout.frames import Wire, sse_block
 from fanout.selection import Selection
 from gateway.asgi import AsgiSubscriber
@@ -89,7 +90,9 @@ class Subscribe:
         limits: what a client may ask for.
     """
 
-    def __init__(self, services: Services, poller: Poller, consumers: Consumers, limits: SubscribeLimits) -> None:
+    def __init__(
+        self, services: Services, poller: Poller, consumers: Consumers, limits: SubscribeLimits
+    ) -> None:
         self._services = services
         self._streams: Streams = services.streams
         self._poller = poller
@@ -122,7 +125,7 @@ class Subscribe:
             self._detach_stream(request, place, scope["http_version"], offer)
 
     async def _place(self, request: Request) -> Place:
-        """Return where the request begins: where it says, else where its consumer left off, else at the head."""
+        """Return where the request begins: where it says, else where its consumer was, else at the head."""
         start = request.start
         if request.consumer is not None:
             if start is None:
@@ -132,7 +135,9 @@ class Subscribe:
                 head = self._streams.hub.window.head
                 await self._consumers.remember(request.consumer, self._streams.hub.window.cursor(head))
                 return Place(head)
-        return await self._services.locator.locate(start or Latest(), Selection(request.patterns))
+        if start is None:
+            return Place(self._streams.hub.window.head)
+        return await self._services.locator.locate(start, Selection(request.patterns))
 
     def _is_full(self) -> bool:
         return 0 < self._limits.max_connections <= len(self._streams.sinks)
@@ -141,17 +146,22 @@ class Subscribe:
         """
         Refuse a connection too many.
 
-        An EventSource takes any status but 200 as the end, for ever (HTML 9.2.3): it is told to wait and cut off.
+        An EventSource takes any status but 200 as the end, for ever (HTML 9.2.3): it is told to wait and cut
+        off.
         """
         self._streams.ended["overloaded"] += 1
         if request.transport is not Transport.SSE:
             raise Problem(503, "too many connections", retry_after=self._streams.retry_ms() / 1000)
         body = sse_block(None, None, None, RETRY_MS[1] + self._streams.retry_ms())
-        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"connection", b"close")]
+        headers = [
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-store"),
+            (b"connection", b"close"),
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    # --- detached -----------------------------------------------------------------------------------------------------
+    # --- detached -------------------------------------------------------------------------------------------
 
     def _detach_stream(self, request: Request, place: Place, version: str, offer: Detachable) -> None:
         """Hand the socket to a stream connection."""
@@ -175,9 +185,15 @@ class Subscribe:
         if early:
             sink.data_received(early)
 
-    def _open(self, sink: Detached, connection: Connection, request: Request, place: Place, head: bytes) -> None:
+    def _open(
+        self, sink: Detached, connection: Connection, request: Request, place: Place, head: bytes
+    ) -> None:
         sink.take_over()
-        position = self._streams.hub.window.head if request.start is None and request.consumer is None else place.position
+        position = (
+            self._streams.hub.window.head
+            if request.start is None and request.consumer is None
+            else place.position
+        )
         greeting = head + greeting_of(self._streams, connection, position, place.reset)
         self._streams.open(sink, connection, request.patterns, position, greeting)
 
@@ -186,4 +202,8 @@ def _stream_head(transport: Transport, wire: Wire) -> bytes:
     """Return the response head of a stream."""
     chunked = wire in (Wire.SSE_CHUNKED, Wire.NDJSON_CHUNKED)
     framing = b"transfer-encoding: chunked\r\n" if chunked else b"connection: close\r\n"
-    return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b%b\r\n" % (_CONTENT_TYPES[transport], _NO_CACHE, framing)
+    return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b%b\r\n" % (
+        _CONTENT_TYPES[transport],
+        _NO_CACHE,
+        framing,
+    )

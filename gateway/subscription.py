@@ -11,11 +11,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, unique
+from functools import lru_cache
 from typing import Final
 from urllib.parse import parse_qsl
 
 from fanout.connection import Overflow
-from fanout.cursor import Latest, Start, parse_start
+from fanout.cursor import Start, parse_start
 from fanout.errors import CursorError, TopicError
 from fanout.topics import check_pattern
 from gateway.problems import Problem
@@ -24,8 +25,12 @@ MAX_WAIT: Final = 60.0
 MAX_LIMIT: Final = 1000
 DEFAULT_LIMIT: Final = 100
 MAX_PARAMETERS: Final = 1100
-MAX_NAME: Final = 128
+MAX_REMEMBERED: Final = 2048
+"""Requests that are remembered …"""
+MAX_REMEMBERED_BYTES: Final = 512
+"""… each of at most this length."""
 
+_HEADERS: Final = (b"upgrade", b"accept", b"last-event-id", b"if-none-match")
 _NAMES: Final = ("topic", "cursor", "wait", "limit", "overflow", "consumer")
 _CONSUMER: Final = re.compile(r"[A-Za-z0-9._~:@-]{1,128}", re.ASCII)
 
@@ -68,7 +73,7 @@ class Request:
 
 def parse(query: bytes, headers: Mapping[bytes, bytes], max_topics: int) -> Request:
     """
-    Read a request for events.
+    Read a request for events; short ones are remembered, because thousands of clients ask for the same.
 
     Args:
         query: the raw query string.
@@ -78,6 +83,19 @@ def parse(query: bytes, headers: Mapping[bytes, bytes], max_topics: int) -> Requ
     Raises:
         Problem: 400 or 422, with a sentence that names the parameter.
     """
+    asked = (query, *(headers.get(name, b"") for name in _HEADERS))
+    if sum(map(len, asked)) <= MAX_REMEMBERED_BYTES:
+        return _parse_remembered(asked, max_topics)
+    return _parse(query, headers, max_topics)
+
+
+@lru_cache(MAX_REMEMBERED)
+def _parse_remembered(asked: tuple[bytes, ...], max_topics: int) -> Request:
+    query, *values = asked
+    return _parse(query, dict(zip(_HEADERS, values, strict=True)), max_topics)
+
+
+def _parse(query: bytes, headers: Mapping[bytes, bytes], max_topics: int) -> Request:
     transport = choose_transport(headers)
     given = _parameters(query)
     patterns = check_patterns(given.pop("topic", []), max_topics)
@@ -98,7 +116,10 @@ def parse(query: bytes, headers: Mapping[bytes, bytes], max_topics: int) -> Requ
 
 
 def choose_transport(headers: Mapping[bytes, bytes]) -> Transport:
-    """Choose the transport as HTTP means it: an upgrade, else the stream type the client prefers to JSON, else a poll."""
+    """
+    Choose the transport as HTTP means it: an upgrade, else the stream type the client prefers to JSON, else
+    a poll.
+    """
     if headers.get(b"upgrade", b"").strip().lower() == b"websocket":
         return Transport.WEBSOCKET
     accept = headers.get(b"accept", b"").lower()
@@ -160,7 +181,7 @@ def _parameters(query: bytes) -> dict[str, list[str]]:
         if known not in _NAMES:
             close = difflib.get_close_matches(name[:40], _NAMES, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(_NAMES)}"
-            raise Problem(422, f"unknown parameter {ascii(name[:40])}{hint}")
+            raise Problem(422, f"unknown parameter {name[:40]!a}{hint}")
         given.setdefault(known, []).append(value)
     return given
 
@@ -175,7 +196,8 @@ def _cursor(parameter: str | None, headers: Mapping[bytes, bytes]) -> tuple[str 
     """
     Return the cursor given, and whether it came as `If-None-Match`.
 
-    A header beats the parameter: an EventSource that reconnects repeats its URL and adds where it has come to.
+    A header beats the parameter: an EventSource that reconnects repeats its URL and adds where it has come
+    to.
     """
     last = headers.get(b"last-event-id", b"").decode("utf-8", "replace")
     if last:
@@ -190,7 +212,7 @@ def _overflow(text: str) -> Overflow:
     try:
         return Overflow(text)
     except ValueError:
-        raise Problem(422, f"overflow is catchup, latest or disconnect, not {ascii(text[:40])}") from None
+        raise Problem(422, f"overflow is catchup, latest or disconnect, not {text[:40]!a}") from None
 
 
 def _consumer(text: str | None) -> str | None:
@@ -203,12 +225,15 @@ def _number(name: str, text: str, most: float, *, least: float = 0, whole: bool 
     pattern = r"[0-9]{1,9}" if whole else r"[0-9]{1,9}(\.[0-9]{1,9})?"
     if not re.fullmatch(pattern, text, re.ASCII) or not least <= float(text) <= most:
         kind = "a whole number" if whole else "a number of seconds"
-        raise Problem(422, f"{name} is {kind} from {least:g} to {most:g}, not {ascii(text[:40])}")
+        raise Problem(422, f"{name} is {kind} from {least:g} to {most:g}, not {text[:40]!a}")
     return float(text)
 
 
 def _qualities(accept: str) -> dict[str, float]:
-    """Return the media types of an Accept header with their quality (RFC 9110 12.5.1); one that cannot be read counts 0."""
+    """
+    Return the media types of an Accept header with their quality (RFC 9110 12.5.1); one that cannot be read
+    counts 0.
+    """
     qualities: dict[str, float] = {}
     for part in accept.split(","):
         kind, *parameters = (piece.strip() for piece in part.split(";"))
@@ -218,8 +243,3 @@ def _qualities(accept: str) -> dict[str, float]:
                 quality = float(parameter[2:]) if re.fullmatch(r"[01](\.[0-9]{0,3})?", parameter[2:]) else 0.0
         qualities["application/x-ndjson" if kind == "application/ndjson" else kind] = quality
     return qualities
-
-
-def start_or_latest(request: Request) -> Start:
-    """Return where a request begins if nothing is remembered for it."""
-    return request.start if request.start is not None else Latest()

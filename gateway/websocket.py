@@ -1,11 +1,12 @@
 """
 WebSocket on a detached connection.
 
-Incoming bytes go to websockets' sans-I/O protocol, which is made when the first of them come in and dropped again when nothing is
-pending, so a connection that only listens keeps none. A pong alone is recognised without it. Outgoing events are frames
-made once and shared; control messages are text frames of our own.
+Incoming bytes go to websockets' sans-I/O protocol, which is made when the first of them come in and dropped
+again when nothing is pending, so a connection that only listens keeps none. A pong alone is recognised
+without it. Outgoing events are frames made once and shared; control messages are text frames of our own.
 
-Sources: RFC 6455 (4.2.2 handshake, 5.5 control frames, 7.1.7 failing, 8.1 UTF-8), RFC 7692 (permessage-deflate).
+Sources: RFC 6455 (4.2.2 handshake, 5.5 control frames, 7.1.7 failing, 8.1 UTF-8), RFC 7692
+(permessage-deflate).
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class DetachedWebSocket(Detached):
         "utf8",
     )
 
-    def __init__(self, streams: Streams, transport: asyncio.Transport, max_message: int, *, deflate: bool) -> None:
+    def __init__(
+        self, streams: Streams, transport: asyncio.Transport, max_message: int, *, deflate: bool
+    ) -> None:
         super().__init__(streams, transport)
         self.inbox: Inbox  # to be set before the transport is taken over
         self.max_message = max_message
@@ -94,7 +97,7 @@ class DetachedWebSocket(Detached):
         self.unread = b""  # received, but not parsed yet
         self.reading_paused = False
 
-    # --- coming in ----------------------------------------------------------------------------------------------------
+    # --- coming in ------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         """Parse what the client sent."""
@@ -111,20 +114,25 @@ class DetachedWebSocket(Detached):
                 break
             piece, self.unread = self.unread[:READ_SLICE], self.unread[READ_SLICE:]
             self._parse(piece)
-        self._set_reading(not self.unread)
+        if self.unread:
+            self._stop_reading()
+        else:
+            self._start_reading()
 
     def resumed(self) -> None:
         """The inbox or the buffer has room again."""
         if self.unread:
             self.read_on()
 
-    def _set_reading(self, wanted: bool) -> None:
-        if wanted == self.reading_paused and not self.transport.is_closing():
-            self.reading_paused = not wanted
-            if wanted:
-                self.transport.resume_reading()
-            else:
-                self.transport.pause_reading()
+    def _stop_reading(self) -> None:
+        if not self.reading_paused and not self.transport.is_closing():
+            self.reading_paused = True
+            self.transport.pause_reading()
+
+    def _start_reading(self) -> None:
+        if self.reading_paused and not self.transport.is_closing():
+            self.reading_paused = False
+            self.transport.resume_reading()
 
     def _parse(self, data: bytes) -> None:
         protocol = self.protocol
@@ -174,7 +182,10 @@ class DetachedWebSocket(Detached):
                 self.send(data)
 
     def _close_handshake(self, protocol: ServerProtocol) -> None:
-        """The client closed, or broke the protocol: our close frame is out, the connection ends (RFC 6455 7.1.1)."""
+        """
+        The client closed, or broke the protocol: our close frame is out, the connection ends (RFC 6455
+        7.1.1).
+        """
         if not self.closing:
             self.closing = True
             failed = protocol.parser_exc is not None or protocol.close_rcvd is None
@@ -182,10 +193,13 @@ class DetachedWebSocket(Detached):
             self.inbox.closed()
             self.transport.close()
 
-    # --- going out ----------------------------------------------------------------------------------------------------
+    # --- going out ------------------------------------------------------------------------------------------
 
     def heartbeat(self, frame: bytes, head: int) -> bool:
-        """Ping, and move the client's cursor if the log went on; a client that did not answer the ping before is dead."""
+        """
+        Ping, and move the client's cursor if the log went on; a client that did not answer the ping before
+        is dead.
+        """
         if self.awaits_pong:
             return False
         self.awaits_pong = True
@@ -212,15 +226,17 @@ class DetachedWebSocket(Detached):
 
 def _is_pong(data: bytes) -> bool:
     """Tell whether `data` is exactly one masked pong frame, what a listening browser answers to each ping."""
-    return len(data) >= 6 and data[0] == 0x8A and data[1] >= 0x80 and len(data) == 6 + (data[1] & 0x7F)  # noqa: PLR2004
+    return len(data) >= 6 and data[0] == 0x8A and data[1] >= 0x80 and len(data) == 6 + (data[1] & 0x7F)
 
 
-# --- the handshake ----------------------------------------------------------------------------------------------------
+# --- the handshake
+# ----------------------------------------------------------------------------------------------------
 
 
 def accept(headers: Mapping[bytes, bytes], *, allow_deflate: bool) -> tuple[bytes, bool]:
     """
-    Check an opening handshake (RFC 6455 4.2.1) and return the answer's head, and whether permessage-deflate is on.
+    Check an opening handshake (RFC 6455 4.2.1) and return the answer's head, and whether permessage-deflate
+    is on.
 
     Args:
         headers: the request's, names in lower case, repeated ones joined by a comma.
@@ -230,10 +246,14 @@ def accept(headers: Mapping[bytes, bytes], *, allow_deflate: bool) -> tuple[byte
         Problem: 400 for a bad handshake, 426 for another version than 13.
     """
     if headers.get(b"sec-websocket-version", b"").strip() != b"13":
-        raise Problem(426, "only WebSocket version 13 is spoken here", headers={"sec-websocket-version": "13", "upgrade": "websocket"})
+        raise Problem(
+            426,
+            "only WebSocket version 13 is spoken here",
+            headers={"sec-websocket-version": "13", "upgrade": "websocket"},
+        )
     key = headers.get(b"sec-websocket-key", b"").decode("latin-1").strip()
     try:
-        valid = len(base64.b64decode(key, validate=True)) == 16  # noqa: PLR2004  # RFC 6455 4.1
+        valid = len(base64.b64decode(key, validate=True)) == 16  # RFC 6455 4.1
     except binascii.Error:
         valid = False
     if not valid:
@@ -254,8 +274,9 @@ def _negotiate(offers: bytes) -> str:
     """
     Return the extension header that answers `offers`, empty for none.
 
-    The server never keeps context, because its compressed frames are shared (see `fanout.frames`); the client is asked not to, so
-    that its decoder costs no memory between messages. An offer that limits the server's window below ours is passed over.
+    The server never keeps context, because its compressed frames are shared (see `fanout.frames`); the client
+    is asked not to, so that its decoder costs no memory between messages. An offer that limits the server's
+    window below ours is passed over.
     """
     try:
         parsed = parse_extension(offers.decode("latin-1")) if offers else []
@@ -275,7 +296,9 @@ def _negotiate(offers: bytes) -> str:
 
 def _window_fits(window: str | None) -> bool:
     """Tell whether a peer that decodes with at most this window (bits) can read our shared frames."""
-    return window is None or (window.isdecimal() and DEFLATE_WINDOW_BITS <= int(window) <= 15)  # noqa: PLR2004  # RFC 7692 7.1.2
+    return window is None or (
+        window.isdecimal() and DEFLATE_WINDOW_BITS <= int(window) <= 15
+    )  # RFC 7692 7.1.2
 
 
 def _deflate_extension() -> Extension:
