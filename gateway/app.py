@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -114,6 +115,11 @@ class Gateway:
                 ready = asyncio.Event()
                 self._running = asyncio.create_task(self._run(ready))
                 await ready.wait()
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._running is not None
 
     async def stop(self) -> None:
         """End what runs, make everything durable, close the log. Idempotent."""
@@ -242,7 +248,7 @@ class Started:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on one request."""
-        if scope["type"] != "lifespan":
+        if not self._gateway.running and scope["type"] != "lifespan":
             await self._gateway.start()
         await self._app(scope, receive, send)
 
@@ -276,7 +282,9 @@ async def _serve(settings: Settings) -> int:
     except LogError as error:
         sys.stderr.write(f"sluice: {error}\n")
         return 1
-    doorkeeper = Doorkeeper(settings.max_header_bytes, settings.header_timeout)
+    doorkeeper = Doorkeeper(
+        (settings.host, settings.port), settings.max_header_bytes, settings.header_timeout
+    )
     config = uvicorn.Config(
         gateway.application(),
         host=settings.host,
@@ -294,6 +302,8 @@ async def _serve(settings: Settings) -> int:
         backlog=4096,
     )
     watch = gateway.tasks.create_task(doorkeeper.run())
+    gc.freeze()  # what is here now stays: the collector need not look at it again
+    gc.set_threshold(10_000, 10, 20)  # connections are long-lived objects by the thousand, not garbage
     try:
         await Server(config, gateway.drain, settings).serve()
     finally:

@@ -222,8 +222,8 @@ def _same_socket(transport: asyncio.BaseTransport) -> socket.socket:
     Return a socket object for the transport's descriptor, which stays the transport's: it must be detached,
     never closed.
     """
-    theirs = transport.get_extra_info("socket")
-    return socket.socket(theirs.family, theirs.type, theirs.proto, theirs.fileno())
+    # Nothing but send() is asked of it, and for that neither family nor type matter.
+    return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, transport.get_extra_info("socket").fileno())
 
 
 def _unacknowledged(fd: int) -> int:

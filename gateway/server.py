@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import httptools
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import is_ssl
 
 from gateway.detached import tune
 from gateway.problems import Problem
@@ -40,11 +42,13 @@ class Doorkeeper:
     Watches the connections that have not asked for anything yet.
 
     Args:
+        address: where the server listens.
         max_head: bytes a request's line and headers may have.
         timeout: seconds a client may take to send them.
     """
 
-    def __init__(self, max_head: int, timeout: float) -> None:
+    def __init__(self, address: tuple[str, int], max_head: int, timeout: float) -> None:
+        self.address = address
         self.max_head = max_head
         self.timeout = timeout
         self.waiting: dict[HttpProtocol, float] = {}  # since when its head has been due, oldest first
@@ -82,8 +86,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._behind = b""  # … and is kept here until somebody takes the socket over
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client connected."""
-        super().connection_made(transport)
+        """A client connected. (Not by way of uvicorn's own, which asks the kernel for our address.)"""
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        self.server = self.doorkeeper.address
+        peer = transport.get_extra_info("peername")
+        self.client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
+        self.scheme = "https" if is_ssl(transport) else "http"
         self.doorkeeper.expect(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -149,7 +159,7 @@ class HttpProtocol(HttpToolsProtocol):
             431, f"a request's line and headers may have {limit} bytes", headers={"connection": "close"}
         )
 
-    def _should_upgrade_to_ws(self) -> bool:
+    def _should_upgrade(self) -> bool:
         """Let upgrades reach the application as the GET requests they are; its endpoint answers 101."""
         return False
 

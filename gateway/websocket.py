@@ -12,9 +12,10 @@ Sources: RFC 6455 (4.2.2 handshake, 5.5 control frames, 7.1.7 failing, 8.1 UTF-8
 from __future__ import annotations
 
 import asyncio
-import base64
 import binascii
 import codecs
+import hashlib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -24,7 +25,6 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.headers import parse_extension
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
-from websockets.utils import accept_key
 
 from fanout.closing import CLIENT_LEFT, PROTOCOL_ERROR, CloseReason
 from fanout.frames import DEFLATE_WINDOW_BITS, Wire, websocket_close, websocket_ping
@@ -40,6 +40,13 @@ READ_SLICE: Final = 16 * 1024
 """Bytes given to the parser at a time, so that answers are not produced faster than the client takes them."""
 
 _PING: Final = websocket_ping()
+
+_KEY: Final = re.compile(rb"[A-Za-z0-9+/]{22}==")
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
+_SWITCHING: Final = (
+    b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-accept: %b\r\n%b\r\n"
+)
 
 CLOSE_SECONDS: Final = 5.0
 """How long a client may take to answer a close frame."""
@@ -251,23 +258,14 @@ def accept(headers: Mapping[bytes, bytes], *, allow_deflate: bool) -> tuple[byte
             "only WebSocket version 13 is spoken here",
             headers={"sec-websocket-version": "13", "upgrade": "websocket"},
         )
-    key = headers.get(b"sec-websocket-key", b"").decode("latin-1").strip()
-    try:
-        valid = len(base64.b64decode(key, validate=True)) == 16  # RFC 6455 4.1
-    except binascii.Error:
-        valid = False
-    if not valid:
+    key = headers.get(b"sec-websocket-key", b"").strip()
+    if not _KEY.fullmatch(key):
         raise Problem(400, "Sec-WebSocket-Key must be 16 bytes in base64")
-    extensions = _negotiate(headers.get(b"sec-websocket-extensions", b"")) if allow_deflate else ""
-    lines = [
-        "HTTP/1.1 101 Switching Protocols",
-        "upgrade: websocket",
-        "connection: upgrade",
-        f"sec-websocket-accept: {accept_key(key)}",
-    ]
-    if extensions:
-        lines.append(f"sec-websocket-extensions: {extensions}")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode(), bool(extensions)
+    proof = binascii.b2a_base64(hashlib.sha1(key + _GUID, usedforsecurity=False).digest(), newline=False)
+    offers = headers.get(b"sec-websocket-extensions", b"") if allow_deflate else b""
+    extensions = _negotiate(offers) if offers else ""
+    extra = f"sec-websocket-extensions: {extensions}\r\n".encode() if extensions else b""
+    return _SWITCHING % (proof, extra), bool(extensions)
 
 
 def _negotiate(offers: bytes) -> str:
@@ -279,7 +277,7 @@ def _negotiate(offers: bytes) -> str:
     window below ours is passed over.
     """
     try:
-        parsed = parse_extension(offers.decode("latin-1")) if offers else []
+        parsed = parse_extension(offers.decode("latin-1"))
     except InvalidHeader:
         return ""
     for name, parameters in parsed:
