@@ -10,14 +10,22 @@ is.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum, auto, unique
+from typing import Final
 
 from fanout.closing import FELL_BEHIND
 from fanout.connection import Connection, Overflow, Signal
 from fanout.event import Event
 from fanout.frames import Wire, control_frame
-from fanout.hub import Hub
+from fanout.hub import Cohort, Hub
 from fanout.window import Limits, Stretch
+
+SHARED_BYTES: Final = 8 << 20
+"""Bytes of parts that are kept for sharing."""
+
+SHARED_MS: Final = 1000
+"""How long a part is shared: a crowd takes no longer, and what expires meanwhile is not sent for long."""
 
 
 @unique
@@ -49,6 +57,62 @@ def gap_frame(wire: Wire, reason: str, begin: str, end: str) -> bytes:
     return control_frame(wire, "gap", gap_members(reason, begin, end), cursor=end)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of the log as bytes: `count` events' frames; whoever got them has everything up to `upto`."""
+
+    payload: bytes
+    count: int
+    upto: int
+
+
+def joined(stretch: Stretch) -> Part:
+    """Return a stretch as bytes."""
+    return Part(b"".join(stretch.frames), len(stretch.frames), stretch.upto)
+
+
+class Shared:
+    """
+    The parts made lately, for those who stand at the same place and want the same: clients that come back
+    together are given the same bytes, made once.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[Cohort, int], tuple[Part, int]] = {}  # oldest first, with when it was made
+        self._bytes = 0
+
+    def find(self, connection: Connection, now: int) -> Part | None:
+        """Return the part that comes next for a connection, if it is here."""
+        if connection.cohort is None or connection.backfill is not None:
+            return None
+        part, made = self._parts.get((connection.cohort, connection.position), (None, 0))
+        return part if now - made <= SHARED_MS else None
+
+    def keep(self, connection: Connection, stretch: Stretch, now: int) -> Part:
+        """Return a stretch as bytes, and keep it for others; unless it ends at the head, which moves on."""
+        part = joined(stretch)
+        if stretch.more and connection.cohort is not None and connection.backfill is None:
+            self._drop((connection.cohort, connection.position))
+            self._parts[connection.cohort, connection.position] = part, now
+            self._bytes += len(part.payload)
+            while self._bytes > SHARED_BYTES:
+                self._drop(next(iter(self._parts)))
+        return part
+
+    def forget(self, now: int) -> None:
+        """Drop what is too old."""
+        while self._parts:
+            key, (_, made) = next(iter(self._parts.items()))
+            if now - made <= SHARED_MS:
+                break
+            self._drop(key)
+
+    def _drop(self, key: tuple[Cohort, int]) -> None:
+        if key in self._parts:
+            part, _ = self._parts.pop(key)
+            self._bytes -= len(part.payload)
+
+
 class CatchUp:
     """
     Feeds connections that are behind.
@@ -62,6 +126,7 @@ class CatchUp:
         self.hub = hub
         self.gaps: dict[str, int] = {"expired": 0, "reset": 0, "overflow": 0}
         self._first = first
+        self._shared = Shared()
 
     def feed(self, connection: Connection, now: int) -> Fed:
         """
@@ -71,16 +136,18 @@ class CatchUp:
         if connection.fell_behind and connection.overflow is not Overflow.CATCHUP:
             return self._apply_policy(connection, now)
         window = self.hub.window
-        if connection.position < window.floor:
-            if connection.position + 1 >= self._first():
-                return Fed.NEEDS_LOG
+        if connection.position < window.floor and connection.position + 1 < self._first():
             if not self.gap(connection, "expired", min(self._first() - 1, window.floor)):
                 return Fed.FULL
             return Fed.MORE
-        limits = Limits(events=1_000_000, bytes=self.hub.buffer_bytes, now=now)
-        return self._give(
-            connection, window.read(self.hub.wanted(connection), connection.wire, connection.position, limits)
-        )
+        part = self._shared.find(connection, now)
+        if part is None:
+            if connection.position < window.floor:
+                return Fed.NEEDS_LOG
+            wanted, limits = self.hub.wanted(connection), self._limits(now)
+            stretch = window.read(wanted, connection.wire, connection.position, limits)
+            part = self._shared.keep(connection, stretch, now)
+        return self._give(connection, part)
 
     def feed_stored(self, connection: Connection, events: list[Event], now: int) -> Fed:
         """
@@ -90,14 +157,24 @@ class CatchUp:
         Returns:
             NEEDS_LOG when the stretch has nothing behind its position (any more).
         """
-        behind = [event for event in events if event.position > connection.position]
-        if not behind:
-            return Fed.NEEDS_LOG
-        if behind[0].position > connection.position + 1 and connection.position + 1 < self._first():
+        if connection.position + 1 < self._first():
             return self.feed(connection, now)  # retention overtook it: a gap comes first
-        limits = Limits(events=1_000_000, bytes=self.hub.buffer_bytes, now=now)
-        wanted = self.hub.wanted(connection)
-        return self._give(connection, self.hub.window.read_stored(behind, wanted, connection.wire, limits))
+        part = self._shared.find(connection, now)
+        if part is None:
+            behind = [event for event in events if event.position > connection.position]
+            if not behind:
+                return Fed.NEEDS_LOG
+            wanted, limits = self.hub.wanted(connection), self._limits(now)
+            stretch = self.hub.window.read_stored(behind, wanted, connection.wire, limits)
+            part = self._shared.keep(connection, stretch, now)
+        return self._give(connection, part)
+
+    def forget(self, now: int) -> None:
+        """Let go of what was kept for sharing and is older than a moment; to be called now and then."""
+        self._shared.forget(now)
+
+    def _limits(self, now: int) -> Limits:
+        return Limits(events=1_000_000, bytes=self.hub.buffer_bytes, now=now)
 
     def gap(self, connection: Connection, reason: str, end: int) -> bool:
         """Tell a connection that it goes on at position `end`; return whether its sink has room for more."""
@@ -107,14 +184,14 @@ class CatchUp:
         self.gaps[reason] += 1
         return self._write(connection, gap_frame(connection.wire, reason, begin, cursor(end)), end)
 
-    def _give(self, connection: Connection, stretch: Stretch) -> Fed:
-        """Write a stretch to a connection and move its position."""
-        if stretch.frames:
-            connection.delivered += len(stretch.frames)
-            self.hub.deliveries += len(stretch.frames)
-            if not self._write(connection, b"".join(stretch.frames), stretch.upto):
+    def _give(self, connection: Connection, part: Part) -> Fed:
+        """Write a part to a connection and move its position."""
+        if part.count:
+            connection.delivered += part.count
+            self.hub.deliveries += part.count
+            if not self._write(connection, part.payload, part.upto):
                 return Fed.FULL
-        connection.position = max(connection.position, stretch.upto)
+        connection.position = max(connection.position, part.upto)
         if connection.position >= self.hub.window.head:
             self.hub.caught_up(connection)
             return Fed.LIVE
@@ -136,7 +213,7 @@ class CatchUp:
             hub.wanted(connection), connection.wire, after, Limits(events=1, bytes=1, now=now)
         )
         if after == connection.position and not missed.frames:
-            return self._give(connection, missed)
+            return self._give(connection, joined(missed))
         if connection.overflow is Overflow.DISCONNECT:
             connection.sink.close(FELL_BEHIND)
             return Fed.CLOSED

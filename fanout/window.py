@@ -30,6 +30,12 @@ MAX_SCAN: Final = 4096
 Events looked at in one read; a longer stretch without a match is read in several, so that nobody else waits.
 """
 
+ALIGNMENT: Final = 64
+"""
+A read that is more than half full ends where the positions pass a multiple of this. So readers of the same
+thing that began at different places soon read the same parts, which can then be shared.
+"""
+
 _position = attrgetter("position")
 _time = attrgetter("time")
 
@@ -312,6 +318,8 @@ def _take(
     size = 0
     upto = 0
     for scanned, event in enumerate(events, 1):
+        if size * 2 > limits.bytes and event.position // ALIGNMENT != upto // ALIGNMENT:
+            return Stretch(frames, upto, more=True)
         if wanted.picks(event) and not 0 < event.expires <= limits.now:
             frame = encode(event)
             if frames and size + len(frame) > limits.bytes:

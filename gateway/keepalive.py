@@ -59,7 +59,9 @@ class Keepalive:
             self._round_ends = now + self._heartbeat - elapsed / 2
             self._share = max(1, round(len(self._round) * elapsed / self._heartbeat))
         self._beat([self._round.popleft() for _ in range(min(self._share, len(self._round)))])
-        self._streams.hub.window.evict(time.time_ns() // 1_000_000)
+        milliseconds = time.time_ns() // 1_000_000
+        self._streams.hub.window.evict(milliseconds)
+        self._streams.catchup.forget(milliseconds)
 
     def _abort_stalled(self, now: float) -> None:
         streams = self._streams

@@ -25,6 +25,10 @@ CONTENT_TYPE = "application/problem+json"
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 
+class ClientGone(Exception):
+    """The client left before it was answered; there is nobody to answer."""
+
+
 class Problem(Exception):
     """
     A refusal with an HTTP status; also the ASGI application that answers it.

@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from fanout.event import Event
 from gateway.cloudevents import HEADER as CLOUD_EVENT_HEADER
 from gateway.intake import Intake, Limits
-from gateway.problems import Problem, method_not_allowed
+from gateway.problems import ClientGone, Problem, method_not_allowed
 
 SLOWEST: Final = 32_768
 """Bytes per second at which a body must come on average, beyond `body_timeout`; small ones need not care."""
@@ -27,10 +27,6 @@ LINGER: Final = 1.0
 """Seconds for which the rest of a refused body is thrown away before the connection closes."""
 
 Headers = dict[bytes, bytes]
-
-
-class ClientGone(Exception):
-    """The client went away in the middle of its request: there is nobody to answer."""
 
 
 class Body:

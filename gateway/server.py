@@ -13,7 +13,9 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -23,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.utils import is_ssl
 
 from gateway.detached import tune
-from gateway.problems import Problem
+from gateway.problems import ClientGone, Problem
 from gateway.subscribe import DETACH
 
 if TYPE_CHECKING:
@@ -37,9 +39,13 @@ KEEP_ALIVE_SECONDS = 75
 """How long an idle keep-alive connection is kept: longer than the pauses between a client's polls."""
 
 
+BEGUN_PER_TURN = 16
+"""GET requests that are begun in one turn of the loop: about a millisecond of work."""
+
+
 class Doorkeeper:
     """
-    Watches the connections that have not asked for anything yet.
+    Watches the connections that have not asked for anything yet, and lets those in turn by turn that did.
 
     Args:
         address: where the server listens.
@@ -52,6 +58,8 @@ class Doorkeeper:
         self.max_head = max_head
         self.timeout = timeout
         self.waiting: dict[HttpProtocol, float] = {}  # since when its head has been due, oldest first
+        self._lobby: deque[Callable[[], None]] = deque()
+        self._entered = 0  # in this turn of the loop
 
     def expect(self, protocol: HttpProtocol) -> None:
         """A head is due from now on."""
@@ -61,6 +69,27 @@ class Doorkeeper:
     def arrived(self, protocol: HttpProtocol) -> None:
         """The head is there, or the connection gone."""
         self.waiting.pop(protocol, None)
+
+    def enter(self, begin: Callable[[], None]) -> None:
+        """
+        Begin to answer a GET request: at once, or in a later turn of the loop if this one began enough.
+
+        A crowd that (re)connects would otherwise be answered as a whole before the next event is delivered.
+        """
+        if not self._entered:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        if self._entered < BEGUN_PER_TURN and not self._lobby:
+            self._entered += 1
+            begin()
+        else:
+            self._lobby.append(begin)
+
+    def _next_turn(self) -> None:
+        self._entered = min(BEGUN_PER_TURN, len(self._lobby))
+        if self._entered:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        for _ in range(self._entered):
+            self._lobby.popleft()()
 
     async def run(self) -> None:
         """Close the connections whose head is overdue, until cancelled."""
@@ -144,7 +173,10 @@ class HttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self._head_bytes > self.doorkeeper.max_head and self._size_of(cycle) > self.doorkeeper.max_head:
             app = self._too_large()
-        super()._start_asgi_task(cycle, app)
+        if cycle.scope["method"] == "GET":
+            self.doorkeeper.enter(partial(super()._start_asgi_task, cycle, app))
+        else:
+            super()._start_asgi_task(cycle, app)
 
     @staticmethod
     def _size_of(cycle: RequestResponseCycle) -> int:
@@ -188,7 +220,12 @@ class HttpProtocol(HttpToolsProtocol):
 
         To be called by the endpoint that is answering the current request, before it has answered anything.
         uvicorn is made to believe that the response is complete, so its task ends in peace.
+
+        Raises:
+            ClientGone: there is nobody at the other end any more.
         """
+        if self.transport.is_closing():
+            raise ClientGone
         cycle = self.cycle
         cycle.response_started = cycle.response_complete = True
         self.connections.discard(self)

@@ -9,6 +9,7 @@ connection and the task ends. In any other ASGI server the same request is serve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -25,7 +26,7 @@ from gateway.detached import Detached, DetachedStream
 from gateway.greeting import connection_name, greeting_of
 from gateway.log import LogError
 from gateway.polling import Poller
-from gateway.problems import Problem
+from gateway.problems import ClientGone, Problem
 from gateway.session import Services, Session
 from gateway.starts import Place
 from gateway.streams import RETRY_MS, Streams
@@ -119,10 +120,12 @@ class Subscribe:
         offer: Detachable | None = scope.get("extensions", {}).get(DETACH)
         if offer is None or scope["method"] == "HEAD":
             await self.asgi.serve(request, place, scope, receive, send)
-        elif request.transport is Transport.WEBSOCKET:
-            self._detach_websocket(request, place, headers, offer)
-        else:
-            self._detach_stream(request, place, scope["http_version"], offer)
+            return
+        with contextlib.suppress(ClientGone):
+            if request.transport is Transport.WEBSOCKET:
+                self._detach_websocket(request, place, headers, offer)
+            else:
+                self._detach_stream(request, place, scope["http_version"], offer)
 
     async def _place(self, request: Request) -> Place:
         """Return where the request begins: where it says, else where its consumer was, else at the head."""
