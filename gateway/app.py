@@ -15,7 +15,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 import uvloop
@@ -195,7 +195,7 @@ class Gateway:
             *Operate(self).routes(),
         ]
         if DEMO is not None:
-            routes += [Route("/", _demo), Mount("/demo", StaticFiles(directory=DEMO))]
+            routes += [Route("/", _demo), Mount("/demo", _DemoFiles(directory=DEMO))]
         application = Starlette(
             routes=routes,
             middleware=[Middleware(Started, gateway=self)],
@@ -210,6 +210,16 @@ async def _demo(_request: Request) -> Response:
     """Return the demo page."""
     assert DEMO is not None
     return FileResponse(DEMO / "index.html", headers={"cache-control": "no-cache"})
+
+
+class _DemoFiles(StaticFiles):
+    """The parts of the demo page; asked about each time, so that after an upgrade they are of one version."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return a file."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 class Events:
