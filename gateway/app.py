@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -191,6 +191,7 @@ class Gateway:
         )
         routes: list[BaseRoute] = [
             Route("/v1/events", events),
+            WebSocketRoute("/v1/events", events),  # on a server that opens WebSockets itself
             Route(TOPIC_PATH, PublishTopic(self.intake, settings)),
             *Operate(self).routes(),
         ]

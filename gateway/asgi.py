@@ -156,10 +156,10 @@ class AsgiSubscriber:
         await self._until_aborted(sink, response(scope, receive, send))
 
     def _open(self, request: Request, place: Place, sink: AsgiSink, connection: Connection) -> None:
-        head = self._streams.hub.window.head
-        position = head if request.start is None and request.consumer is None else place.position
-        greeting = greeting_of(self._streams, connection, position, place.reset)
-        self._streams.open(sink, connection, request.patterns, position, greeting)
+        # Not at the head of now: the response's head may have been on its way for a while, and with it the
+        # promise that everything accepted since arrives.
+        greeting = greeting_of(self._streams, connection, place.position, place.reset)
+        self._streams.open(sink, connection, request.patterns, place.position, greeting)
 
     async def _body(
         self, request: Request, place: Place, sink: AsgiSink, connection: Connection

@@ -81,8 +81,8 @@ class Detached(asyncio.Protocol):
             sent = self.socket.send(data)
         except BlockingIOError:
             sent = 0
-        except OSError:  # reset by the peer: the transport finds out by itself, and reports it
-            self.full = True
+        except OSError:  # reset by the peer; a transport that is not reading would never find out
+            self.abort()
             return False
         if sent == len(data):
             return True

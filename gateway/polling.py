@@ -144,6 +144,8 @@ class Poller:
             if position >= window.floor:
                 stretch = window.read(selection, Wire.JSON, position, limits)
                 more = stretch.more
+                if more and not stretch.frames:
+                    await asyncio.sleep(0)  # a long stretch without a match must not hold up the others
             else:
                 events = await self._log.read(position, BLOCK_BYTES)
                 if not events or position + 1 < self._log.first:

@@ -228,6 +228,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise ClientGone
         cycle = self.cycle
         cycle.response_started = cycle.response_complete = True
+        self.cycle = self.parser = None  # type: ignore[assignment]  # so that nothing is left to the collector
         self.connections.discard(self)
         self.pipeline.clear()  # behind a response without end nothing is ever answered
         self.flow.resume_reading()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from fanout.connection import Connection
 from fanout.cursor import parse_start
@@ -26,7 +26,7 @@ from gateway.detached import Detached, DetachedStream
 from gateway.greeting import connection_name, greeting_of
 from gateway.log import LogError
 from gateway.polling import Poller
-from gateway.problems import ClientGone, Problem
+from gateway.problems import ClientGone, Problem, method_not_allowed
 from gateway.session import Services, Session
 from gateway.starts import Place
 from gateway.streams import RETRY_MS, Streams
@@ -43,8 +43,16 @@ STREAM_WIRES: Final = {
     (Transport.NDJSON, "1.0"): Wire.NDJSON,
 }
 
-_NO_CACHE: Final = b"cache-control: no-store\r\nx-accel-buffering: no\r\nvary: accept, authorization\r\n"
+_NO_CACHE: Final = (
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+    (b"vary", b"accept, authorization"),
+)
 _CONTENT_TYPES: Final = {Transport.SSE: b"text/event-stream", Transport.NDJSON: b"application/x-ndjson"}
+_STREAM_FIELDS: Final = {
+    transport: b"".join(b"%b: %b\r\n" % field for field in ((b"content-type", kind), *_NO_CACHE))
+    for transport, kind in _CONTENT_TYPES.items()
+}
 
 
 class Detachable(Protocol):
@@ -103,9 +111,22 @@ class Subscribe:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        headers = header_map(scope)
         if scope["type"] == "websocket":
-            headers[b"upgrade"] = b"websocket"
+            await self._answer_handshake(scope, receive, send)
+        else:
+            await self._answer(header_map(scope), scope, receive, send)
+
+    async def _answer_handshake(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a WebSocket's opening handshake on a server that opens WebSockets itself."""
+        headers = {**header_map(scope), b"upgrade": b"websocket"}
+        try:
+            await self._answer(headers, scope, receive, send)
+        except Problem as problem:
+            await _deny(problem, scope, send)
+
+    async def _answer(
+        self, headers: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send
+    ) -> None:
         request = parse(scope["query_string"], headers, self._limits.max_topics)
         try:
             place = await self._place(request)
@@ -118,7 +139,10 @@ class Subscribe:
             await self._turn_away(request, send)
             return
         offer: Detachable | None = scope.get("extensions", {}).get(DETACH)
-        if offer is None or scope["method"] == "HEAD":
+        if scope.get("method") == "HEAD":
+            await __send_head(request.transport, send)
+            return
+        if offer is None:
             await self.asgi.serve(request, place, scope, receive, send)
             return
         with contextlib.suppress(ClientGone):
@@ -201,12 +225,51 @@ class Subscribe:
         self._streams.open(sink, connection, request.patterns, position, greeting)
 
 
+async def __send_head(transport: Transport, send: Send) -> None:
+    """Answer a HEAD request for a stream; of a WebSocket there is none to ask for."""
+    if transport is Transport.WEBSOCKET:
+        raise Problem(400, "a WebSocket is opened with GET")
+    headers = [(b"content-type", _CONTENT_TYPES[transport]), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body"})
+
+
 def _stream_head(transport: Transport, wire: Wire) -> bytes:
     """Return the response head of a stream."""
     chunked = wire in (Wire.SSE_CHUNKED, Wire.NDJSON_CHUNKED)
-    framing = b"transfer-encoding: chunked\r\n" if chunked else b"connection: close\r\n"
-    return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b%b\r\n" % (
-        _CONTENT_TYPES[transport],
-        _NO_CACHE,
-        framing,
-    )
+    framing = b"transfer-encoding: chunked" if chunked else b"connection: close"
+    return b"HTTP/1.1 200 OK\r\n%b%b\r\n\r\n" % (_STREAM_FIELDS[transport], framing)
+
+
+async def _send_head(transport: Transport, send: Send) -> None:
+    """Answer HEAD: the head that GET would get."""
+    headers = [(b"content-type", _CONTENT_TYPES[transport]), *_NO_CACHE]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body"})
+
+
+def _check_upgradable(scope: Scope) -> None:
+    """
+    Check what `gateway.websocket.accept` cannot see of a handshake that came as an ordinary request.
+
+    Raises:
+        Problem: it is no GET of HTTP/1.1 (RFC 6455 4.1), or the server cannot hand over its socket.
+    """
+    if scope["method"] != "GET":
+        raise method_not_allowed("GET")
+    if scope["http_version"] == "1.0":
+        raise Problem(400, "a WebSocket is opened with HTTP/1.1")
+    if DETACH not in scope.get("extensions", {}):
+        raise Problem(501, "the server in front of this gateway opens no WebSockets")
+
+
+async def _deny(problem: Problem, scope: Scope, send: Send) -> None:
+    """Refuse a handshake with the problem's status; with 403 where the server can say nothing else."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": problem.title})
+        return
+
+    async def send_denial(message: Message) -> None:
+        await send({**message, "type": f"websocket.{message['type']}"})
+
+    await problem.send(send_denial)
