@@ -41,7 +41,7 @@ from gateway.operate import Operate
 from gateway.polling import Poller
 from gateway.problems import EXCEPTION_HANDLERS, method_not_allowed
 from gateway.publish import TOPIC_PATH, PublishEvents, PublishTopic
-from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server
+from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server, listen
 from gateway.session import Services
 from gateway.settings import Settings
 from gateway.sqlite_log import SqliteLog
@@ -289,17 +289,34 @@ def serve(settings: Settings) -> int:
 async def _serve(settings: Settings) -> int:
     gateway = Gateway(settings)
     try:
+        listeners = listen(
+            settings.host, settings.port, settings.notsent_lowat, int(settings.stall_timeout * 1000)
+        )
+    except OSError as error:
+        return _cannot(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
+    try:
         await gateway.start()
     except LogError as error:
-        sys.stderr.write(f"sluice: {error}\n")
-        return 1
-    doorkeeper = Doorkeeper(
-        (settings.host, settings.port), settings.max_header_bytes, settings.header_timeout
-    )
-    config = uvicorn.Config(
+        return _cannot(str(error))
+    address = listeners[0].getsockname()
+    doorkeeper = Doorkeeper((address[0], address[1]), settings.max_header_bytes, settings.header_timeout)
+    watch = gateway.tasks.create_task(doorkeeper.run())
+    gc.freeze()  # what is here now stays: the collector need not look at it again
+    gc.set_threshold(10_000, 10, 20)  # connections are long-lived objects by the thousand, not garbage
+    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+    sys.stderr.write(f"sluice: serving on http://{shown}:{address[1]}, data in {settings.data}\n")
+    try:
+        await Server(_server_config(gateway, doorkeeper), gateway.drain).serve(listeners)
+    finally:
+        watch.cancel()
+        await gateway.stop()
+    return 0
+
+
+def _server_config(gateway: Gateway, doorkeeper: Doorkeeper) -> uvicorn.Config:
+    """Return uvicorn's configuration: our protocol class, and none of what it would do besides."""
+    return uvicorn.Config(
         gateway.application(),
-        host=settings.host,
-        port=settings.port,
         http=type("BoundHttpProtocol", (HttpProtocol,), {"doorkeeper": doorkeeper}),
         ws="none",
         lifespan="off",
@@ -312,12 +329,8 @@ async def _serve(settings: Settings) -> int:
         timeout_graceful_shutdown=10,
         backlog=4096,
     )
-    watch = gateway.tasks.create_task(doorkeeper.run())
-    gc.freeze()  # what is here now stays: the collector need not look at it again
-    gc.set_threshold(10_000, 10, 20)  # connections are long-lived objects by the thousand, not garbage
-    try:
-        await Server(config, gateway.drain, settings).serve()
-    finally:
-        watch.cancel()
-        await gateway.stop()
-    return 0
+
+
+def _cannot(sentence: str) -> int:
+    sys.stderr.write(f"sluice: {sentence}\n")
+    return 1

@@ -40,7 +40,7 @@ class Drain:
 
     async def __call__(self) -> None:
         """Drain; returns when the connections are gone, or were given the time to go."""
-        self.draining = True
+        self.draining = self._streams.draining = True
         sinks = list(self._streams.sinks)
         random.shuffle(sinks)
         share = -(-len(sinks) // WAVES) or 1

@@ -13,10 +13,11 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httptools
 import uvicorn
@@ -27,11 +28,6 @@ from uvicorn.protocols.utils import is_ssl
 from gateway.detached import tune
 from gateway.problems import ClientGone, Problem
 from gateway.subscribe import DETACH
-
-if TYPE_CHECKING:
-    import socket
-
-    from gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -237,6 +233,32 @@ class HttpProtocol(HttpToolsProtocol):
         return self.transport, behind
 
 
+def listen(host: str, port: int, notsent_lowat: int, dead_peer_ms: int) -> list[socket.socket]:
+    """
+    Return sockets bound to every address that `host` stands for, tuned for streaming.
+
+    Raises:
+        OSError: an address is in use, not ours, or the name is unknown.
+    """
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            listener = socket.socket(family, kind, protocol)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            tune(listener, notsent_lowat, dead_peer_ms)
+            listener.bind(address)
+            listener.settimeout(0)
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
 class Server(uvicorn.Server):
     """
     uvicorn's server, with a drain before it closes anything.
@@ -244,22 +266,11 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's.
         drain: tells the streaming connections to go, and waits until they have.
-        settings: how the sockets are tuned.
     """
 
-    def __init__(
-        self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]], settings: Settings
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Coroutine[Any, Any, None]]) -> None:
         super().__init__(config)
         self._drain = drain
-        self._settings = settings
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, with sockets tuned for streaming."""
-        await super().startup(sockets)
-        for server in self.servers:
-            for listener in server.sockets:
-                tune(listener, self._settings.notsent_lowat, int(self._settings.stall_timeout * 1000))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -278,6 +289,9 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain, then shut down as uvicorn does."""
-        await self._drain()
+        """Drain, unless a second SIGINT says that nobody wants to wait; then shut down as uvicorn does."""
+        draining = asyncio.ensure_future(self._drain())
+        while not draining.done() and not self.force_exit:
+            await asyncio.wait((draining,), timeout=0.1)
+        draining.cancel()
         await super().shutdown(sockets)

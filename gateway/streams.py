@@ -77,6 +77,7 @@ class Streams:
         self.goodbyes: dict[StreamSink, float] = {}  # who was told goodbye: until when it may take that
         self.ended: Counter[str] = Counter()  # close reason -> how many
         self.opened = 0
+        self.draining = False  # nobody new is let in
         self._unsure: list[StreamSink] = []
 
     # --- coming and going -----------------------------------------------------------------------------------

@@ -138,10 +138,12 @@ class Subscribe:
         if self._is_full():
             await self._turn_away(request, send)
             return
-        offer: Detachable | None = scope.get("extensions", {}).get(DETACH)
+        if scope["type"] == "http" and request.transport is Transport.WEBSOCKET:
+            _check_upgradable(scope)
         if scope.get("method") == "HEAD":
-            await __send_head(request.transport, send)
+            await _send_head(request.transport, send)
             return
+        offer: Detachable | None = scope.get("extensions", {}).get(DETACH)
         if offer is None:
             await self.asgi.serve(request, place, scope, receive, send)
             return
@@ -167,7 +169,7 @@ class Subscribe:
         return await self._services.locator.locate(start, Selection(request.patterns))
 
     def _is_full(self) -> bool:
-        return 0 < self._limits.max_connections <= len(self._streams.sinks)
+        return self._streams.draining or 0 < self._limits.max_connections <= len(self._streams.sinks)
 
     async def _turn_away(self, request: Request, send: Send) -> None:
         """
@@ -178,7 +180,9 @@ class Subscribe:
         """
         self._streams.ended["overloaded"] += 1
         if request.transport is not Transport.SSE:
-            raise Problem(503, "too many connections", retry_after=self._streams.retry_ms() / 1000)
+            raise Problem(
+                503, "no more connections are taken now", retry_after=self._streams.retry_ms() / 1000
+            )
         body = sse_block(None, None, None, RETRY_MS[1] + self._streams.retry_ms())
         headers = [
             (b"content-type", b"text/event-stream"),
@@ -223,15 +227,6 @@ class Subscribe:
         )
         greeting = head + greeting_of(self._streams, connection, position, place.reset)
         self._streams.open(sink, connection, request.patterns, position, greeting)
-
-
-async def __send_head(transport: Transport, send: Send) -> None:
-    """Answer a HEAD request for a stream; of a WebSocket there is none to ask for."""
-    if transport is Transport.WEBSOCKET:
-        raise Problem(400, "a WebSocket is opened with GET")
-    headers = [(b"content-type", _CONTENT_TYPES[transport]), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body"})
 
 
 def _stream_head(transport: Transport, wire: Wire) -> bytes:
