@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [row for row in ROWS if options.only is None or row.name in options.only]
     if options.self_check:
         rows = [row for row in rows if row.beside_floor]
+    about = sum(row.seconds for row in rows) / (4 if options.quick else 1)
+    print(f"{len(rows)} rows, about {about:.0f} s on a quiet machine", file=sys.stderr)
     try:
         raise_file_limit(FILES_NEEDED)
         program("load"), program("floor")

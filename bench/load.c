@@ -6,10 +6,12 @@
  * It reads one command a line from standard input (`name key=value key=value`) and answers each with one line of
  * JSON. Commands:
  *
- *     open n= wire=ws|sse|ndjson topic= [query=] [topics=T each=E] [stall=1] [dense=1] [lead=0] [goal=P] [flight=256]
+ *     open n= wire=ws|sse|ndjson topic= [query=] [topics=T each=E] [stall=1] [dense=1] [lead=0] [goal=P] [after=P]
+ *              [flight=256]
  *              open n connections, at most `flight` handshakes at a time; answers when each got its first message.
  *              With topics=T, connection i subscribes to E of the T topics `t.000000`...; each topic gets n*E/T
- *              subscribers. A stalled connection never reads again. A dense one expects every position of the log.
+ *              subscribers. A stalled connection never reads again. A dense one expects every position of the log,
+ *              from the first it gets on, or from the one after `after`.
  *     publish  [rate=R | rate=0 for flat out] array=A k=K lead=L fan=F data=D [count=N] [topic= | topics=T]
  *              start publishing over K kept-alive connections, A events a request. Flat out means: the next request
  *              follows the 202, but at most L events are ahead of the slowest of their F deliveries (F=0: no lead).
@@ -72,7 +74,7 @@ struct group {
     int index, size, opened, started, failed, lost, caught;
     int flight, each, topics, data;
     bool stall, dense, leads, used;
-    int64_t goal, began, caught_at;
+    int64_t goal, after, began, caught_at;
     uint64_t deliveries, bytes, reads, missing, disorder, unparsed, gaps, controls;
     char query[2048];
     char first_error[256];
@@ -467,6 +469,7 @@ static void open_more(struct group *g) {
         struct subscriber *s = &g->members[g->started++];
         s->source = (struct source){SUBSCRIBER, connect_socket(g->stall)};
         s->group = g;
+        s->position = g->after;
         if (s->source.fd < 0) {
             g->failed++;
             s->state = GONE;
@@ -779,7 +782,8 @@ static void run_open(void) {
     *g = (struct group){.used = true, .index = (int)(g - groups), .size = integer("n", 1), .began = now_ns()};
     g->wire = strcmp(wire, "ws") == 0 ? WS : strcmp(wire, "sse") == 0 ? SSE : NDJSON;
     g->stall = integer("stall", 0), g->dense = integer("dense", 0), g->leads = integer("lead", !g->stall);
-    g->flight = integer("flight", 256), g->goal = (int64_t)number("goal", 0);
+    g->flight = integer("flight", 256);
+    g->goal = (int64_t)number("goal", 0), g->after = (int64_t)number("after", 0);
     g->data = integer("data", 128);
     g->topics = integer("topics", 0), g->each = g->topics > 0 ? integer("each", 1) : 0;
     const char *query = text("query", "");
