@@ -65,6 +65,11 @@ def _contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def _names(folder: Path) -> list[str]:
+    """Return the names of the files in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def _row_offset(path: Path, name: str) -> int:
     """Return where in the file the body of an event is."""
     offset = path.read_bytes().find(b'"id":"%s"' % name.encode())
@@ -614,7 +619,7 @@ class TestRetention:
                 await log.append([event(f"{index}-{part}", size=1_000) for part in range(100)])
                 assert log.statistics().file_bytes < 2 * kept
             assert log.statistics().bytes > 5 * kept
-        assert sorted(os.listdir(tmp_path)) == ["log.db", "log.lock"]
+        assert _names(tmp_path) == ["log.db", "log.lock"]
 
     async def test_rows_are_deleted(self, tmp_path: Path) -> None:
         """What was forgotten is not in the file any more."""

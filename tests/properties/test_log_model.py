@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fanout.event import Event
+from gateway.log import LogUnavailable
 from gateway.sqlite_log import SqliteLog
 from gateway.sqlite_rows import ROW_BYTES
 from tests.support.log_events import UNBOUNDED, event, everything, facts, trimmed
@@ -74,6 +75,23 @@ class LogModel(RuleBasedStateMachine):
             assert (one.position, one.time) == (position, newest)
         self.events += new
         self._forget(count=True)
+        if self.settings["retention_bytes"]:
+            self.trim()  # a large surplus starts it anyway, now or a little later
+
+    @rule(sizes=st.lists(SIZES, min_size=1, max_size=4))
+    def fail(self, sizes: list[int]) -> None:
+        """Append when nothing can be written; that changes nothing at all."""
+        assert self.log._file is not None
+        connection = self.log._file.connection
+
+        async def append() -> None:
+            calls = [self.log.append([event("failed", size=size, time=self.now + 10_000)]) for size in sizes]
+            outcomes = await asyncio.gather(*calls, self.log.append([]), return_exceptions=True)
+            assert all(isinstance(outcome, LogUnavailable) for outcome in outcomes)
+
+        connection.execute("PRAGMA query_only=ON")
+        self.runner.run(append())
+        connection.execute("PRAGMA query_only=OFF")
 
     @rule(seconds=st.integers(0, 10))
     def wait(self, seconds: int) -> None:
