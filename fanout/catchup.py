@@ -149,6 +149,56 @@ class CatchUp:
             part = self._shared.keep(connection, stretch, now)
         return self._give(connection, part)
 
+    def forget(self, now: int) -> None:
+        """Drop what is too old."""
+        while self._parts:
+            key, (_, made) = next(iter(self._parts.items()))
+            if now - made <= SHARED_MS:
+                break
+            self._drop(key)
+
+    def _drop(self, key: tuple[Cohort, int]) -> None:
+        if key in self._parts:
+            part, _ = self._parts.pop(key)
+            self._bytes -= len(part.payload)
+
+
+class CatchUp:
+    """
+    Feeds connections that are behind.
+
+    Args:
+        hub: where they belong.
+        first: tells the position of the oldest event the log retains.
+    """
+
+    def __init__(self, hub: Hub, first: Callable[[], int]) -> None:
+        self.hub = hub
+        self.gaps: dict[str, int] = {"expired": 0, "reset": 0, "overflow": 0}
+        self._first = first
+        self._shared = Shared()
+
+    def feed(self, connection: Connection, now: int) -> Fed:
+        """
+        Give a connection in CATCHING_UP the next part of what it lacks; `now` in ms decides which events
+        have expired.
+        """
+        if connection.fell_behind and connection.overflow is not Overflow.CATCHUP:
+            return self._apply_policy(connection, now)
+        window = self.hub.window
+        if connection.position < window.floor and connection.position + 1 < self._first():
+            if not self.gap(connection, "expired", min(self._first() - 1, window.floor)):
+                return Fed.FULL
+            return Fed.MORE
+        part = self._shared.find(connection, now)
+        if part is None:
+            if connection.position < window.floor:
+                return Fed.NEEDS_LOG
+            wanted, limits = self.hub.wanted(connection), self._limits(now)
+            stretch = window.read(wanted, connection.wire, connection.position, limits)
+            part = self._shared.keep(connection, stretch, now)
+        return self._give(connection, part)
+
     def feed_stored(self, connection: Connection, events: list[Event], now: int) -> Fed:
         """
         Give a connection in CATCHING_UP the next part out of `events`, a stretch of the log around its

@@ -119,16 +119,22 @@ class Feeder:
             if connection.position >= self._catchup.hub.window.floor:
                 self._leave(connection)
             elif connection.position >= block[-1].position:
-                self._waiting[connection] = self._waiting.pop(
-                    connection
-                )  # to the end: it takes the next block
-            elif self._catchup.feed_stored(connection, block, now) is Fed.MORE:
-                turns.append(connection)
+                self._next_block(connection)
             else:
-                self._waiting.pop(connection, None)
+                fed = self._catchup.feed_stored(connection, block, now)
+                if fed is Fed.MORE:
+                    turns.append(connection)
+                elif fed is Fed.NEEDS_LOG:  # it was rewound meanwhile
+                    self._next_block(connection)
+                else:
+                    self._waiting.pop(connection, None)
             if time.monotonic() > end:
                 await asyncio.sleep(0)
                 end = time.monotonic() + SLICE_SECONDS
+
+    def _next_block(self, connection: Connection) -> None:
+        """A waiting connection has had its share of this block: to the end of the queue."""
+        self._waiting[connection] = self._waiting.pop(connection)
 
     def _leave(self, connection: Connection) -> None:
         """A waiting connection goes back to being fed from the window."""
