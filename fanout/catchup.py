@@ -149,71 +149,21 @@ class CatchUp:
             part = self._shared.keep(connection, stretch, now)
         return self._give(connection, part)
 
-    def forget(self, now: int) -> None:
-        """Drop what is too old."""
-        while self._parts:
-            key, (_, made) = next(iter(self._parts.items()))
-            if now - made <= SHARED_MS:
-                break
-            self._drop(key)
-
-    def _drop(self, key: tuple[Cohort, int]) -> None:
-        if key in self._parts:
-            part, _ = self._parts.pop(key)
-            self._bytes -= len(part.payload)
-
-
-class CatchUp:
-    """
-    Feeds connections that are behind.
-
-    Args:
-        hub: where they belong.
-        first: tells the position of the oldest event the log retains.
-    """
-
-    def __init__(self, hub: Hub, first: Callable[[], int]) -> None:
-        self.hub = hub
-        self.gaps: dict[str, int] = {"expired": 0, "reset": 0, "overflow": 0}
-        self._first = first
-        self._shared = Shared()
-
-    def feed(self, connection: Connection, now: int) -> Fed:
-        """
-        Give a connection in CATCHING_UP the next part of what it lacks; `now` in ms decides which events
-        have expired.
-        """
-        if connection.fell_behind and connection.overflow is not Overflow.CATCHUP:
-            return self._apply_policy(connection, now)
-        window = self.hub.window
-        if connection.position < window.floor and connection.position + 1 < self._first():
-            if not self.gap(connection, "expired", min(self._first() - 1, window.floor)):
-                return Fed.FULL
-            return Fed.MORE
-        part = self._shared.find(connection, now)
-        if part is None:
-            if connection.position < window.floor:
-                return Fed.NEEDS_LOG
-            wanted, limits = self.hub.wanted(connection), self._limits(now)
-            stretch = window.read(wanted, connection.wire, connection.position, limits)
-            part = self._shared.keep(connection, stretch, now)
-        return self._give(connection, part)
-
     def feed_stored(self, connection: Connection, events: list[Event], now: int) -> Fed:
         """
-        Give a connection in CATCHING_UP the next part out of `events`, a stretch of the log around its
-        position.
+        Give a connection in CATCHING_UP the next part out of `events`, a stretch of the log that was read a
+        moment ago, perhaps for somebody else.
 
         Returns:
-            NEEDS_LOG when the stretch has nothing behind its position (any more).
+            NEEDS_LOG when the stretch does not go on at its position (any more).
         """
         if connection.position + 1 < self._first():
             return self.feed(connection, now)  # retention overtook it: a gap comes first
         part = self._shared.find(connection, now)
         if part is None:
             behind = [event for event in events if event.position > connection.position]
-            if not behind:
-                return Fed.NEEDS_LOG
+            if not behind or behind[0].position > connection.position + 1:
+                return Fed.NEEDS_LOG  # it was rewound meanwhile, or retention is ahead of `first`
             wanted, limits = self.hub.wanted(connection), self._limits(now)
             stretch = self.hub.window.read_stored(behind, wanted, connection.wire, limits)
             part = self._shared.keep(connection, stretch, now)
@@ -236,7 +186,7 @@ class CatchUp:
 
     def _give(self, connection: Connection, part: Part) -> Fed:
         """Write a part to a connection and move its position."""
-        if part.count:
+        if part.payload:
             connection.delivered += part.count
             self.hub.deliveries += part.count
             if not self._write(connection, part.payload, part.upto):
@@ -273,37 +223,35 @@ class CatchUp:
         """
         Skip to the newest event of each key, then to the head, announcing each stretch that is left out.
 
-        Written in parts of `buffer_bytes`; when called again it goes on from the position reached, with what
-        is newest then.
+        Written in parts of `buffer_bytes`, gaps included; when called again it goes on from the position
+        reached, with what is newest then.
         """
-        hub, window = self.hub, self.hub.window
-        after = max(connection.position, window.floor)
-        frames: list[bytes] = []
-        size = 0
+        hub, window, wire = self.hub, self.hub.window, connection.wire
         here = connection.position
-        for event in window.newest_by_key(hub.wanted(connection), after, now):
-            if size >= hub.buffer_bytes:
+        parts: list[bytes] = []
+        size = events = gaps = 0
+        for event in window.newest_by_key(hub.wanted(connection), max(here, window.floor), now):
+            gap = self._skip(wire, here, event.position - 1)
+            part = gap + window.frame(event, wire)
+            if parts and size + len(part) > hub.buffer_bytes:
                 break
-            if event.position > here + 1:
-                frames.append(self._skip(connection, here, event.position - 1))
-            frames.append(window.frame(event, connection.wire))
-            size += len(frames[-1])
-            connection.delivered += 1
-            hub.deliveries += 1
+            parts.append(part)
+            size += len(part)
+            events += 1
+            gaps += bool(gap)
             here = event.position
         else:
-            if here < window.head:
-                frames.append(self._skip(connection, here, window.head))
+            gap = self._skip(wire, here, window.head)
+            if not parts or size + len(gap) <= hub.buffer_bytes:
+                parts.append(gap)
+                gaps += bool(gap)
                 here = window.head
-        if not self._write(connection, b"".join(frames), here):
-            return Fed.FULL
-        if here >= window.head:
-            hub.caught_up(connection)
-            return Fed.LIVE
-        return Fed.MORE
+        window.evict(0)  # the frames just cached count
+        connection.gaps += gaps
+        self.gaps["overflow"] += gaps
+        return self._give(connection, Part(b"".join(parts), events, here))
 
-    def _skip(self, connection: Connection, begin: int, end: int) -> bytes:
-        connection.gaps += 1
-        self.gaps["overflow"] += 1
+    def _skip(self, wire: Wire, begin: int, end: int) -> bytes:
+        """Return the gap behind position `begin` up to `end`; nothing if there is none."""
         cursor = self.hub.window.cursor
-        return gap_frame(connection.wire, "overflow", cursor(begin), cursor(end))
+        return gap_frame(wire, "overflow", cursor(begin), cursor(end)) if begin < end else b""
