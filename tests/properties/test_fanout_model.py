@@ -12,9 +12,7 @@ dice loaded towards what is interesting, which get further in the same time.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,21 +21,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fanout.connection import Overflow
 from fanout.frames import STREAM_WIRES, Wire
+from tests.support.dice import (
+    BLOCKS,
+    KEYS,
+    MAX_CLIENTS,
+    OVERFLOWS,
+    PAUSES,
+    PORTIONS,
+    REWINDS,
+    ROOMS,
+    SIZES,
+    STARTS,
+    TAILS,
+    TTLS,
+    Dice,
+)
 from tests.support.world import PATTERNS, TOPICS, Bounds, Client, Draft, World
-
-MAX_CLIENTS: Final = 4
-
-SIZES: Final = (0, 0, 10, 60, 150, 300, 700, 2500)
-ROOMS: Final = (0, 1, 200, 600, 1500, 5000, 1 << 20)
-PORTIONS: Final = (1, 30, 120, 400, 1000, 4000, 1 << 30)
-KEYS: Final = (None, None, "k", "l", "m")
-TTLS: Final = (0, 0, 0, 300, 1500, 5000)
-PAUSES: Final = (1, 200, 600, 3000)
-OVERFLOWS: Final = (Overflow.CATCHUP, Overflow.LATEST, *Overflow)
-STARTS: Final = ("latest", "earliest", "-1", "-3", "-30")
-REWINDS: Final = ("latest", "earliest", "-2", "seen", "seen", "seen")
-BLOCKS: Final = (1, 1000, 3000, 1 << 30)
-TAILS: Final = (0, 1000, 3000, 1 << 30)
 
 
 class Fanout(RuleBasedStateMachine):
@@ -205,86 +204,6 @@ TestFanout.settings = settings(
 )
 
 
-class Dice:
-    """
-    Chance, loaded: what it does to a world.
-
-    Args:
-        seed: makes it repeatable.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        pick = self.random.choice
-        self.world = World(
-            Bounds(
-                pick((300, 1000, 3000)),
-                pick((1500, 20_000, 1_000_000)),
-                pick((3, 20, 1000)),
-                pick((0, 0, 2000)),
-            )
-        )
-        self.done: list[str] = []  # what happened, for the failure's text
-        client = self._client
-        self._actions: list[tuple[float, str, Callable[[], tuple[Any, ...]]]] = [
-            (6, "publish", lambda: ([self._draft() for _ in range(pick((1, 1, 2, 5)))],)),
-            (7, "take", lambda: (client(), pick(PORTIONS))),
-            (4, "turn", lambda: (client(),)),
-            (4, "feed", lambda: (client(),)),
-            (1, "read_block", lambda: (client(), pick(BLOCKS))),
-            (2, "feed_block", lambda: (client(), pick((0, 1, 2)))),
-            (1, "leave", lambda: (client(), pick(PORTIONS))),
-            (4, "come", lambda: (client(), self._wire(), pick(STARTS), pick(ROOMS))),
-            (1, "subscribe", lambda: (client(), self._patterns(), pick(REWINDS), self.random.randrange(30))),
-            (0.6, "unsubscribe", lambda: (client(), self.random.randrange(6))),
-            (1, "heartbeat", lambda: ()),
-            (1, "pass_time", lambda: (pick(PAUSES),)),
-            (0.2, "trim", lambda: (self.random.randrange(12),)),
-            (0.2, "tell", lambda: ()),
-            (0.1, "restart", lambda: (pick(PORTIONS), pick(TAILS))),
-            (0.04, "recreate", lambda: (pick(PORTIONS), self.random.randrange(8))),
-            (0.06, "truncate", lambda: (pick(PORTIONS), pick((1, 3, 8)), pick((0, 2, 9)), pick(TAILS))),
-            (0.1, "settle", lambda: ()),
-        ]  # fmt: skip
-        self._weights = [weight for weight, _, _ in self._actions]
-        self._favourites = self._any_patterns(), self._any_patterns()
-        self._wires = pick(STREAM_WIRES), pick(STREAM_WIRES)
-        for _ in range(MAX_CLIENTS):
-            self.world.arrive(self._patterns(), self._wire(), pick(STARTS), pick(ROOMS), pick(OVERFLOWS))
-
-    def throw(self) -> None:
-        """Let something happen."""
-        _, name, arguments = self.random.choices(self._actions, self._weights)[0]
-        given = arguments()
-        self.done.append(f"{name}{tuple(self._shown(each) for each in given)}")
-        if self.random.random() < 0.02:
-            self.world.tell()
-            self.world.poll(self._client(), "latest", self.random.choice((1, 3, 100)))
-        getattr(self.world, name)(*given)
-        self.world.check()
-
-    def _client(self) -> Client:
-        return self.random.choice(self.world.clients)
-
-    def _any_patterns(self) -> list[str]:
-        return self.random.sample(PATTERNS, self.random.choice((1, 1, 2, 3)))
-
-    def _patterns(self) -> list[str]:
-        """Return patterns; often those of others, who then share what is made for them."""
-        return self.random.choice((*self._favourites, self._any_patterns()))
-
-    def _wire(self) -> Wire:
-        """Return a wire, often that of others."""
-        return self.random.choice((*self._wires, self.random.choice(STREAM_WIRES)))
-
-    def _draft(self) -> Draft:
-        pick = self.random.choice
-        return Draft(pick(TOPICS), pick(SIZES), pick(KEYS), pick(TTLS))
-
-    def _shown(self, given: object) -> object:
-        return self.world.clients.index(given) if isinstance(given, Client) else given
-
-
 STEPS: Final = 400
 
 
@@ -294,7 +213,7 @@ def test_promises_hold_for_long_lives(seed: int) -> None:
     Whatever the dice do to a gateway and its clients, for long, every message that a client reads keeps the
     promises.
     """
-    dice = Dice(seed)
+    dice = Dice(seed, World)
     try:
         for _ in range(STEPS):
             dice.throw()
@@ -306,13 +225,10 @@ def test_promises_hold_for_long_lives(seed: int) -> None:
 
 @pytest.mark.xfail(
     strict=True,
-    reason="gateway.greeting says the new place before the gap; welcome (or id:) should still have the old cursor",
+    reason="gateway.greeting names the new place before the gap; it should still name the old cursor",
 )
 def test_a_reset_is_told_also_when_the_greeting_is_cut() -> None:
-    """
-    A client that comes with a cursor of another log is never moved on without a word, wherever its line
-    breaks.
-    """
+    """A client with a cursor of another log is never moved on in silence, wherever its line breaks."""
     for portion in range(1, 300):
         world = World(Bounds(), whole_greetings=False)
         world.publish([Draft("a")])
@@ -325,13 +241,10 @@ def test_a_reset_is_told_also_when_the_greeting_is_cut() -> None:
 
 @pytest.mark.xfail(
     strict=True,
-    reason="gateway.polling takes a block of the log that begins behind its position for the one it asked for",
+    reason="gateway.polling takes a block that begins behind its position for the one it asked for",
 )
 def test_a_poll_is_told_what_retention_deleted_just_now() -> None:
-    """
-    A poll that reads the log between retention's deleting and its saying so tells of the gap, now or next
-    time.
-    """
+    """A poll that reads the log between retention's deleting and its saying so tells of the gap."""
     world = World(Bounds(window_events=1))
     client = world.arrive(["a"], Wire.SSE, "earliest", 1 << 20)
     world.leave(client, 1 << 20)

@@ -27,6 +27,7 @@ from gateway.log import Log
 from gateway.polling import Poller
 from gateway.session import Services, Session, Subscribe, Unsubscribe
 from gateway.starts import Locator, Place
+from gateway.streams import Streams
 from gateway.subscription import Request, Transport
 from tests.support.fakes import FakeSink, Moment, StillStreams, at_once, event_of
 from tests.support.model import ModelLog, Reading, Reset
@@ -118,7 +119,7 @@ class World:
         self.window = Window(log.epoch, bounds.window_bytes, bounds.window_events, bounds.window_age)
         self.hub = Hub(self.window, bounds.buffer_bytes)
         self.catchup = CatchUp(self.hub, lambda: self.log.first)
-        self.streams = StillStreams(self.hub, self.catchup)
+        self.streams = self._new_streams()
         self.locator = Locator(self.window, cast("Log", log))
         self.poller = Poller(self.streams, cast("Log", log), cast("Any", None), 1)
         nobody = cast("Any", None)
@@ -129,6 +130,9 @@ class World:
             del tail[0]
         self.window.preload(tail)
         self.blocks = []
+
+    def _new_streams(self) -> Streams:
+        return StillStreams(self.hub, self.catchup)
 
     def moment(self) -> Moment:
         return Moment(self.now, self.log.first - 1, self.window.floor, self._live)
