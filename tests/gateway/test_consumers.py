@@ -61,6 +61,8 @@ async def test_too_many(tmp_path: Path) -> None:
         full = [outcome for outcome in outcomes if isinstance(outcome, ConsumersFull)]
         assert len(full) == 2
         assert str(full[0]) == "there are 3 durable subscriptions already, which is the limit"
+        with pytest.raises(ConsumersFull):
+            await consumers.remember("f", "1")
         found = {name: await consumers.recall(name) for name in "abcde"}
         assert sorted(str(cursor) for cursor in found.values()) == ["1", "1", "1", "None", "None"]
     known = [name for name, cursor in found.items() if cursor]

@@ -309,6 +309,27 @@ class TestAppend:
             assert len(await everything(log)) == 2
         assert [record.message for record in caplog.records] == ["log.delivery_failed"] * 2
 
+    async def test_failed_commit(self, folder: Path | None, caplog: pytest.LogCaptureFixture) -> None:
+        """A commit that fails takes along all that is queued behind it, uses up nothing, and is logged once."""
+        async with opened(folder) as log:
+            await log.append(events("a"))
+            assert log._file is not None
+            connection = log._file.connection
+            connection.execute("PRAGMA query_only=ON")
+            for _ in range(2):
+                calls = [[event("b", size=2_000_000)], events("c"), []]  # the first is a commit of its own
+                futures = [log.append(call) for call in calls]
+                outcomes = await asyncio.gather(*futures, return_exceptions=True)
+                assert all(isinstance(outcome, LogUnavailable) for outcome in outcomes)
+            connection.execute("PRAGMA query_only=OFF")
+            assert (log.head, log.statistics().failures) == (1, 2)
+            assert log.statistics().queued_events == log.statistics().queued_bytes == 0
+            await log.append(events("d"))
+            assert [e.tag for e in await everything(log)] == [e.tag for e in events("a", "d")]
+        assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+            "log.commit_failed"
+        ]
+
     async def test_too_many_events(self, folder: Path | None) -> None:
         """The queue's bound in events refuses a call as a whole and says when to come back."""
         async with opened(folder, queue_events=10) as log:
@@ -438,6 +459,18 @@ class TestRead:
             found = await everything(log, max_bytes=1 << 20)
             assert [e.position for e in found] == list(range(1, 301))
             assert len(loads) == 1
+
+    async def test_blocks_do_not_overlap(self, folder: Path | None) -> None:
+        """What is in memory already is not read a second time by whoever comes from further back."""
+        async with opened(folder) as log:
+            for index in range(30):
+                await log.append([event(str(index))])
+            await log.read(19, 1)
+            await log.read(9, 1)
+            assert [e.position for e in await everything(log)] == list(range(1, 31))
+            assert log._reader is not None
+            blocks = sorted(log._reader._blocks._blocks.values(), key=lambda block: block.first)
+            assert [(block.first, block.last) for block in blocks] == [(1, 9), (10, 19), (20, 30)]
 
     async def test_reading_while_writing(self, folder: Path | None) -> None:
         """A reader that follows the head gets every event once and in order."""
@@ -690,6 +723,28 @@ class TestRestart:
             new = event("new", time=0)
             await log.append([new])
             assert (new.position, new.time) == (8, 1_000)
+
+    async def test_crash_when_nothing_is_left(self, tmp_path: Path) -> None:
+        """A crash right after retention removed everything does not lose the end of the log."""
+        now = [1_000]
+        crashed = tmp_path / "crashed"
+        crashed.mkdir()
+        async with opened(tmp_path, retention_seconds=1, clock=lambda: now[0]) as log:
+            await log.append([event(str(index), time=now[0]) for index in range(7)])
+            now[0] = 5_000
+            await trimmed(log)
+            for name in ("log.db", "log.db-wal"):  # what a kill -9 at this moment would leave
+                shutil.copy(tmp_path / name, crashed / name)
+        async with opened(crashed) as log:
+            assert (log.first, log.head) == (8, 7)
+
+    async def test_size_is_remembered(self, tmp_path: Path) -> None:
+        """Retention by bytes goes on counting where it was."""
+        for index in range(20):
+            async with opened(tmp_path, retention_bytes=5_000) as log:
+                await log.append([event(str(index), size=1_000)])
+        async with opened(tmp_path, retention_bytes=5_000) as log:
+            assert (log.first, log.head) == (17, 20)
 
     async def test_first_does_not_go_back(self, tmp_path: Path) -> None:
         """What was announced as forgotten stays so, with more generous settings and a clock set back too."""
