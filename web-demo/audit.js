@@ -51,11 +51,10 @@ export class Audit {
   /** A client got an event. */
   take(client, event) {
     const tally = this.tally(client);
-    const faults = tally.faults;
     tally.count++;
     this.#pending.delete(event.id);
     this.#compare(tally, event.cursor);
-    tally.checkNumber(event.data, tally.faults > faults);
+    tally.checkNumber(event.data);
     tally.mayJump = false;
   }
 
@@ -78,7 +77,7 @@ export class Audit {
     this.#order.splice(index, 0, cursor);
     for (let each = index; each < this.#order.length; each++) this.#place.set(this.#order[each], this.#forgotten + each);
     for (const other of this.#tallies.values()) {
-      if (other !== tally && other.at > tally.at) other.overtaken(cursor, next);
+      if (other.at > tally.at) other.overtaken(cursor, next);
     }
     tally.at++;
   }
@@ -91,19 +90,34 @@ export class Audit {
   }
 }
 
+/** What one of the checks found wrong with one client. */
+class Faults {
+  twice = 0;
+  disordered = 0;
+  missing = new Set();
+
+  miss(what) {
+    this.missing.add(what);
+  }
+
+  /** It came, though something behind it came before. */
+  late(what) {
+    if (this.missing.delete(what)) this.disordered++;
+    else this.twice++;
+  }
+}
+
 /** What one client got, and what is wrong with it. */
 class Tally {
   at = 0; // how many of the known events are behind it
   count = 0; // events it got
-  missing = 0;
-  twice = 0;
-  disordered = 0;
   skipped = 0; // not got, as a gap had announced
   gaps = 0;
   mayJump = false; // a gap came, and no event since
   landings = new Set(); // cursors of the first events behind gaps
-  #holes = new Set(); // cursors it did not get
-  #numbers = new Map(); // run -> number of its last event
+  #last = new Map(); // run -> number of its last event
+  #byCursor = new Faults();
+  #byNumber = new Faults();
   #audit;
 
   constructor(audit) {
@@ -114,11 +128,20 @@ class Tally {
     return this.#audit.total - this.at;
   }
 
-  get faults() {
-    return this.missing + this.twice + this.disordered;
+  // Both checks may see the same fault, and either may see one that the other cannot.
+  get missing() {
+    return Math.max(this.#byCursor.missing.size, this.#byNumber.missing.size);
   }
 
-  /** In words: `level` is `good`, `wait`, `told` (gaps, announced) or `bad`. */
+  get twice() {
+    return Math.max(this.#byCursor.twice, this.#byNumber.twice);
+  }
+
+  get disordered() {
+    return Math.max(this.#byCursor.disordered, this.#byNumber.disordered);
+  }
+
+  /** In words: `level` is `idle`, `good`, `told` (gaps, announced), `wait` or `bad`. */
   get verdict() {
     const faults = [
       [this.missing, "missing"],
@@ -136,7 +159,7 @@ class Tally {
   told() {
     this.gaps++;
     this.mayJump = true;
-    this.#numbers.clear();
+    this.#last.clear();
   }
 
   passOver(cursors) {
@@ -153,28 +176,22 @@ class Tally {
 
   /** An event came that lies before one that came already. */
   again(cursor) {
-    if (this.#holes.delete(cursor)) {
-      this.missing--;
-      this.disordered++;
-    } else this.twice++;
+    this.#byCursor.late(cursor);
   }
 
   /** Look at the number that this page gave to an event of its own. */
-  checkNumber(data, known) {
+  checkNumber(data) {
     if (!Number.isInteger(data?.n) || typeof data.run !== "string") return;
-    const last = this.#numbers.get(data.run);
-    this.#numbers.set(data.run, Math.max(last ?? 0, data.n));
-    if (known || last === undefined) return;
-    if (data.n <= last) this.twice++;
-    else this.missing += data.n - last - 1;
+    const { n, run } = data;
+    const last = this.#last.get(run) ?? n - 1;
+    if (n <= last) this.#byNumber.late(`${run} ${n}`);
+    for (let each = last + 1; each < n; each++) this.#byNumber.miss(`${run} ${each}`);
+    this.#last.set(run, Math.max(last, n));
   }
 
   #miss(cursor, announced) {
     if (announced) this.skipped++;
-    else {
-      this.missing++;
-      this.#holes.add(cursor);
-    }
+    else this.#byCursor.miss(cursor);
   }
 }
 

@@ -108,7 +108,7 @@ class Panel {
     part.delay.textContent = this.#delay === null ? "–" : duration(this.#delay);
     part.cursor.textContent = part.cursor.title = client.cursor;
     part.gap.hidden = !this.#gap;
-    part.gap.textContent = this.#gap;
+    part.gap.textContent = this.#gap + (tally.skipped ? `; others got ${number(tally.skipped)} events in it` : "");
     part.network.textContent = client.state === "stopped" ? "Reconnect" : "Disconnect";
     part.stall.textContent = client.stalled ? "Resume reading" : "Stop reading";
     part.stall.disabled = !client.canStall || client.state === "stopped";
@@ -468,11 +468,15 @@ function connectionRow({ connection, wire, state, behind, delivered, pauses, gap
 
 // A browser opens six HTTP/1.1 connections to one host, for all its tabs: a hidden page would starve the one in sight.
 let resting = null;
-document.addEventListener("visibilitychange", () => {
+
+function restWhileHidden() {
   clearTimeout(resting);
   if (document.hidden) resting = setTimeout(() => panels.forEach((panel) => panel.rest()), HIDDEN_MS);
   else panels.forEach((panel) => panel.wake());
-});
+}
+
+document.addEventListener("visibilitychange", restWhileHidden);
+restWhileHidden();
 
 const asked = new URLSearchParams(location.search).getAll("topic");
 if (asked.length) followForm.topics.value = asked.join(" ");
