@@ -1,0 +1,347 @@
+"""
+Private RabbitMQ nodes in child processes, for every test that needs a broker, and its crashes.
+
+    with Broker() as broker:                  # one node, free ports, a temporary folder
+        ... broker.url ...
+        broker.kill()                         # SIGKILL, as a power cut would
+        broker.start()                        # same ports, same data
+
+    with Cluster(3) as nodes:                 # three that know each other
+        nodes[0].freeze()                     # SIGSTOP: the sockets stay open and nothing answers
+
+A node uses the files of Debian's package `rabbitmq-server`, but neither its service, its configuration nor
+its user. Each group of nodes has a port mapper (epmd) of its own, so that it meets no other. Every wait has a
+deadline, and what a failed node said is part of the failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from tests.support.server import free_port
+
+START_DEADLINE: Final = 120.0
+"""Seconds for a node to accept connections; it takes about five on an idle machine."""
+
+STOP_DEADLINE: Final = 60.0
+"""Seconds for a node to end after SIGTERM."""
+
+SBIN: Final = (Path("/usr/lib/rabbitmq/bin"), Path("/usr/local/lib/rabbitmq/bin"))
+ERLANG_ARGS: Final = "+S 1:1 +SDio 1 +A 1 +sbwt none +sbwtdcpu none +sbwtdio none"
+"""One scheduler, and none that waits busily: a broker in the background of a small machine."""
+
+
+class BrokerFailed(AssertionError):
+    """A node did not do what was expected; the text has what it logged."""
+
+
+def _tool(name: str) -> str:
+    """Return the path of one of RabbitMQ's own scripts, not the wrapper that changes the user."""
+    for folder in SBIN:
+        if (folder / name).exists():
+            return str(folder / name)
+    raise BrokerFailed(
+        f"{name} is not installed: run `.ci/packages rabbitmq`, or install Debian's package rabbitmq-server"
+    )
+
+
+def _accepts(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+class PortMapper:
+    """An epmd of one's own: what lets the nodes of one group find each other, and nobody else."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        epmd = shutil.which("epmd")
+        if epmd is None:
+            raise BrokerFailed("epmd is not installed: it comes with Debian's package rabbitmq-server")
+        self._child = subprocess.Popen(
+            [epmd, "-port", str(self.port), "-address", "127.0.0.1"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 10
+        while not _accepts(self.port):
+            if time.monotonic() > deadline:
+                self.stop()
+                raise BrokerFailed(f"epmd does not listen on port {self.port}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End it. Idempotent."""
+        self._child.kill()
+        self._child.wait()
+
+
+class Broker:
+    """
+    One RabbitMQ node.
+
+    Args:
+        config: lines added to its `rabbitmq.conf`.
+        name: the part of its node name before `@localhost`.
+        mapper: the port mapper of its group; its own if None.
+    """
+
+    def __init__(
+        self, config: Sequence[str] = (), *, name: str = "rabbit", mapper: PortMapper | None = None
+    ) -> None:
+        self.node = f"{name}@localhost"
+        self.port = free_port()
+        self._distribution = free_port()
+        self._config = list(config)
+        self._own_mapper = mapper is None
+        self._mapper = mapper
+        self._folder = tempfile.TemporaryDirectory(prefix="sluice-rabbitmq-")
+        self.path = Path(self._folder.name)
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Address of its default virtual host for the default user."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    @property
+    def alive(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    def log_text(self) -> str:
+        """Return the end of everything it said so far, over all restarts."""
+        said = [path.read_text(errors="replace") for path in sorted(self.path.glob("*.log"))]
+        return "\n".join(said)[-8000:]
+
+    # Starting and ending
+
+    def start(self) -> None:
+        """
+        Start the node and return when it accepts AMQP connections.
+
+        Raises:
+            BrokerFailed: it ended, or was not ready before the deadline.
+        """
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start the node and do not wait for it."""
+        assert not self.alive, "it is running already"
+        if self._mapper is None:
+            self._mapper = PortMapper()
+        self._write_config()
+        with (self.path / "console.log").open("ab") as console:
+            self._child = subprocess.Popen(
+                ["nice", "-n", "10", _tool("rabbitmq-server")],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                env=self._environment(),
+                start_new_session=True,  # the script starts the virtual machine as a child of its own
+            )
+
+    def wait_ready(self) -> None:
+        """Wait until the node accepts AMQP connections."""
+        assert self._child is not None, "it was never started"
+        deadline = time.monotonic() + START_DEADLINE
+        while not _accepts(self.port):
+            if self._child.poll() is not None:
+                raise BrokerFailed(f"{self.node} ended; it said:\n{self.log_text()}")
+            if time.monotonic() > deadline:
+                self.kill()
+                raise BrokerFailed(f"{self.node} not ready; it said:\n{self.log_text()}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Ask the node to end (SIGTERM) and wait until it has."""
+        if self._child is None or not self.alive:
+            return
+        self._signal(signal.SIGCONT)
+        self._signal(signal.SIGTERM)
+        try:
+            self._child.wait(STOP_DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise BrokerFailed(f"{self.node} does not stop; it said:\n{self.log_text()}") from None
+        self._reap()
+
+    def kill(self) -> None:
+        """End the node at once (SIGKILL), whatever it is doing. Idempotent."""
+        if self._child is not None:
+            self._reap()
+            self._child.wait()
+            while _accepts(self.port):  # the kernel takes a moment to close what it had open
+                time.sleep(0.01)
+
+    def freeze(self) -> None:
+        """Let the node stand still (SIGSTOP): its sockets stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen node go on."""
+        self._signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Stop the node if it runs, and start it on the same ports and data."""
+        self.stop()
+        self.start()
+
+    def control(self, *words: str) -> str:
+        """
+        Run `rabbitmqctl` with `words` and return what it says; takes a second or two.
+
+        Raises:
+            BrokerFailed: it reported an error.
+        """
+        done = subprocess.run(
+            ["nice", "-n", "10", _tool("rabbitmqctl"), "--node", self.node, "--quiet", *words],
+            env=self._environment() | {"RABBITMQ_CTL_ERL_ARGS": ERLANG_ARGS},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            raise BrokerFailed(f"rabbitmqctl {' '.join(words)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def close(self) -> None:
+        """End everything and remove the folder. Idempotent."""
+        self.kill()
+        if self._own_mapper and self._mapper is not None:
+            self._mapper.stop()
+            self._mapper = None
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _signal(self, number: int) -> None:
+        """Send a signal to the node with all its helpers: they are a process group of their own."""
+        assert self._child is not None, "it was never started"
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, number)
+
+    def _reap(self) -> None:
+        """Make sure that no helper of the node is left."""
+        self._signal(signal.SIGKILL)
+
+    def _write_config(self) -> None:
+        lines = [
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}",
+            "log.console.level = warning",
+            "log.file = false",
+            "log.console = true",
+            "disk_free_limit.absolute = 50MB",
+            "vm_memory_high_watermark.absolute = 512MB",
+            "loopback_users = none",
+            "queue_master_locator = client-local",
+            *self._config,
+        ]
+        (self.path / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+        (self.path / "enabled_plugins").write_text("[].\n")
+        (self.path / "env.conf").write_text("")
+        cookie = self.path / ".erlang.cookie"
+        if not cookie.exists():
+            cookie.write_text("sluicegate-tests")
+            cookie.chmod(0o400)
+
+    def _environment(self) -> dict[str, str]:
+        assert self._mapper is not None
+        folder = str(self.path)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RABBITMQ_")}
+        return clean | {
+            "HOME": folder,
+            "ERL_EPMD_PORT": str(self._mapper.port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": self.node,
+            "RABBITMQ_CONF_ENV_FILE": f"{folder}/env.conf",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/advanced.config",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
+            "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
+            "RABBITMQ_LOG_BASE": folder,
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+            "RABBITMQ_DIST_PORT": str(self._distribution),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_ARGS
+            + " -kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+
+class Cluster:
+    """
+    Several nodes on this machine that form one broker.
+
+    Args:
+        size: how many.
+        config: lines added to each one's `rabbitmq.conf`.
+    """
+
+    def __init__(self, size: int = 3, config: Sequence[str] = ()) -> None:
+        self._mapper = PortMapper()
+        names = [f"rabbit{number}" for number in range(1, size + 1)]
+        peers = [
+            f"cluster_formation.classic_config.nodes.{number} = {name}@localhost"
+            for number, name in enumerate(names, 1)
+        ]
+        lines = ["cluster_formation.peer_discovery_backend = classic_config", *peers, *config]
+        self.nodes = [Broker(lines, name=name, mapper=self._mapper) for name in names]
+
+    @property
+    def url(self) -> str:
+        """One address with every node, as the gateway takes it."""
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        return f"amqp://guest:guest@{hosts}/"
+
+    def start(self) -> None:
+        """Start the nodes one after the other, so that each joins those before it."""
+        for node in self.nodes:
+            node.start()
+        deadline = time.monotonic() + START_DEADLINE
+        while self.nodes[0].control("cluster_status").count("@localhost") < len(self.nodes):
+            if time.monotonic() > deadline:
+                raise BrokerFailed("the nodes did not form a cluster")
+            time.sleep(0.2)
+
+    def close(self) -> None:
+        """End everything. Idempotent."""
+        for node in self.nodes:
+            node.close()
+        self._mapper.stop()
+
+    def __enter__(self) -> list[Broker]:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self.nodes
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
