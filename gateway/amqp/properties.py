@@ -1,0 +1,202 @@
+"""
+The properties of an AMQP message: from the bytes of a content header to values, and back. Pure.
+
+Written out flag by flag, because it runs for every event. A table with types that are rare in headers goes to
+`pamqp`.
+
+Source: AMQP 0-9-1 specification 4.2.6.1 (property flags), 4.2.5 (tables), and RabbitMQ's errata for types.
+"""
+
+from __future__ import annotations
+
+from struct import Struct, error
+from typing import Any, Final
+
+from pamqp import decode
+
+from gateway.amqp.frames import short
+
+CONTENT_TYPE: Final = 0x8000
+CONTENT_ENCODING: Final = 0x4000
+HEADERS: Final = 0x2000
+DELIVERY_MODE: Final = 0x1000
+PRIORITY: Final = 0x0800
+CORRELATION_ID: Final = 0x0400
+REPLY_TO: Final = 0x0200
+EXPIRATION: Final = 0x0100
+MESSAGE_ID: Final = 0x0080
+TIMESTAMP: Final = 0x0040
+TYPE: Final = 0x0020
+
+_u16 = Struct(">H")
+_u32 = Struct(">I")
+_u64 = Struct(">Q")
+_i64 = Struct(">q")
+_STRING, _LONG, _BOOLEAN = b"Slt"
+
+NO_HEADERS: Final[dict[bytes, Any]] = {}
+
+
+class PropertiesError(ValueError):
+    """The content header is not what AMQP says it is."""
+
+
+class Properties:
+    """The properties that mean something to an event; None or empty where the message has none."""
+
+    __slots__ = (
+        "content_encoding",
+        "content_type",
+        "expiration",
+        "headers",
+        "message_id",
+        "timestamp",
+        "type",
+    )
+
+    def __init__(self, header: bytes) -> None:
+        """
+        Read flags and property list.
+
+        Raises:
+            PropertiesError: they are damaged.
+        """
+        self.content_type: bytes | None = None
+        self.content_encoding: bytes | None = None
+        self.headers: dict[bytes, Any] = NO_HEADERS
+        self.expiration: bytes | None = None
+        self.message_id: bytes | None = None
+        self.timestamp: int | None = None
+        self.type: bytes | None = None
+        try:
+            self._read(header)
+        except (error, IndexError, ValueError, TypeError, KeyError) as problem:
+            raise PropertiesError(f"its properties cannot be read: {problem}") from None
+
+    def _read(self, header: bytes) -> None:
+        (flags,) = _u16.unpack_from(header)
+        at = 2
+        if flags & CONTENT_TYPE:
+            end = at + 1 + header[at]
+            self.content_type = header[at + 1 : end]
+            at = end
+        if flags & CONTENT_ENCODING:
+            end = at + 1 + header[at]
+            self.content_encoding = header[at + 1 : end]
+            at = end
+        if flags & HEADERS:
+            end = at + 4 + _u32.unpack_from(header, at)[0]
+            self.headers = table(header, at, end)
+            at = end
+        if flags & 0x1FE0:
+            self._read_rest(flags, header, at)
+
+    def _read_rest(self, flags: int, header: bytes, at: int) -> None:
+        """Read the properties behind the headers."""
+        if flags & DELIVERY_MODE:
+            at += 1
+        if flags & PRIORITY:
+            at += 1
+        if flags & (CORRELATION_ID | REPLY_TO):
+            if flags & CORRELATION_ID:
+                at += 1 + header[at]
+            if flags & REPLY_TO:
+                at += 1 + header[at]
+        if flags & EXPIRATION:
+            end = at + 1 + header[at]
+            self.expiration = header[at + 1 : end]
+            at = end
+        if flags & MESSAGE_ID:
+            end = at + 1 + header[at]
+            self.message_id = header[at + 1 : end]
+            at = end
+        if flags & TIMESTAMP:
+            (self.timestamp,) = _u64.unpack_from(header, at)
+            at += 8
+        if flags & TYPE:
+            end = at + 1 + header[at]
+            self.type = header[at + 1 : end]
+
+
+def table(data: bytes, at: int, end: int) -> dict[bytes, Any]:
+    """Return the table at `at`, with its size in front; strings in it are bytes, as is every name."""
+    start = at
+    at += 4
+    found: dict[bytes, Any] = {}
+    while at < end:
+        stop = at + 1 + data[at]
+        name = data[at + 1 : stop]
+        kind = data[stop]
+        at = stop + 1
+        if kind == _STRING:
+            stop = at + 4 + _u32.unpack_from(data, at)[0]
+            found[name] = data[at + 4 : stop]
+            at = stop
+        elif kind == _LONG:
+            (found[name],) = _i64.unpack_from(data, at)
+            at += 8
+        elif kind == _BOOLEAN:
+            found[name] = bool(data[at])
+            at += 1
+        else:
+            return _any_table(data[start:end])
+    if at != end:
+        raise PropertiesError("a table does not end where it says")
+    return found
+
+
+def _any_table(data: bytes) -> dict[bytes, Any]:
+    """Return a table with any types, read by the book."""
+    _, values = decode.field_table(data)
+    return {
+        name.encode(): value.encode() if isinstance(value, str) else value for name, value in values.items()
+    }
+
+
+def encode_headers(headers: dict[bytes, bytes | int]) -> bytes:
+    """Return a table of strings (bytes) and whole numbers, with its size in front."""
+    parts: list[bytes] = []
+    for name, value in headers.items():
+        if isinstance(value, int):
+            parts += (short(name), b"l", _i64.pack(value))
+        else:
+            parts += (short(name), b"S", _u32.pack(len(value)), value)
+    body = b"".join(parts)
+    return _u32.pack(len(body)) + body
+
+
+def encode(
+    content_type: bytes,
+    headers: bytes,
+    *,
+    expiration: bytes | None = None,
+    message_id: bytes | None = None,
+    timestamp: int | None = None,
+    type: bytes | None = None,
+) -> bytes:
+    """
+    Return flags and list of properties for a persistent message.
+
+    Args:
+        content_type: at most 255 bytes, like every text here.
+        headers: as `encode_headers` returns them.
+        expiration: milliseconds, as decimal text.
+        message_id: names the message.
+        timestamp: seconds since the Unix epoch.
+        type: what kind of message it is.
+    """
+    flags = CONTENT_TYPE | HEADERS | DELIVERY_MODE
+    parts = [short(content_type), headers, b"\x02"]
+    if expiration is not None:
+        flags |= EXPIRATION
+        parts.append(short(expiration))
+    if message_id is not None:
+        flags |= MESSAGE_ID
+        parts.append(short(message_id))
+    if timestamp is not None:
+        flags |= TIMESTAMP
+        parts.append(_u64.pack(timestamp))
+    if type is not None:
+        flags |= TYPE
+        parts.append(short(type))
+    return _u16.pack(flags) + b"".join(parts)

@@ -1,0 +1,159 @@
+"""
+The topology: exchange, stream, bindings and dead-letter queue, declared before a replica reads or publishes.
+
+Declaring is idempotent: every replica does it at every connection. Nothing is declared per client or per
+topic. The only file that uses aio-pika: none of this is on the event path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import (
+    AMQPError,
+    ChannelAccessRefused,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
+
+from gateway.amqp.address import Address
+from gateway.amqp.link import HEARTBEAT_SECONDS, OPEN_SECONDS, LinkError, LinkRefused
+
+OLDEST: Final = (3, 9)
+"""The first version of RabbitMQ with streams."""
+
+DEAD_EVENTS: Final = 100_000
+DEAD_BYTES: Final = 256 * 1024 * 1024
+"""Bounds of the dead-letter queue: whoever publishes nonsense must not fill the broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """
+    What is declared.
+
+    Attributes:
+        stream: the name of the stream.
+        exchange: the topic exchange that is made, and that events are published to.
+        bindings: exchanges with the routing-key patterns that are bound to the stream.
+        dead: the name of the dead-letter queue.
+        max_age_seconds: how long the stream keeps messages; 0 is no limit.
+        max_bytes: how many bytes it keeps; 0 is no limit.
+        segment_bytes: retention goes by segments of this size.
+    """
+
+    stream: str
+    exchange: str
+    bindings: tuple[tuple[str, str], ...]
+    dead: str
+    max_age_seconds: int
+    max_bytes: int
+    segment_bytes: int
+
+    @property
+    def stream_arguments(self) -> dict[str, Any]:
+        arguments: dict[str, Any] = {
+            "x-queue-type": "stream",
+            "x-stream-max-segment-size-bytes": self.segment_bytes,
+        }
+        if self.max_age_seconds:
+            arguments["x-max-age"] = f"{self.max_age_seconds}s"
+        if self.max_bytes:
+            arguments["x-max-length-bytes"] = self.max_bytes
+        return arguments
+
+
+async def declare(address: Address, host: tuple[str, int], topology: Topology) -> None:
+    """
+    Declare everything that is not there.
+
+    Raises:
+        LinkRefused: something of that name is otherwise, or we may not; the sentence says what to do.
+        LinkError: the connection failed.
+    """
+    where = f"the broker at {address.name(host)}"
+    try:
+        async with asyncio.timeout(2 * OPEN_SECONDS):
+            connection = await _connect(address, host)
+            try:
+                await _declare(connection, topology)
+            finally:
+                await connection.close()
+    except TimeoutError:
+        raise LinkError(f"{where} did not declare the stream in time") from None
+    except (AMQPError, OSError) as error:
+        raise LinkError(f"{where}: {_text(error)}") from None
+
+
+async def _connect(address: Address, host: tuple[str, int]) -> AbstractConnection:
+    return await aio_pika.connect(
+        host=host[0],
+        port=host[1],
+        login=address.user,
+        password=address.password,
+        virtualhost=address.vhost,
+        ssl=address.tls,
+        ssl_context=ssl.create_default_context() if address.tls else None,
+        client_properties={"connection_name": "sluicegate topology"},
+        timeout=OPEN_SECONDS,
+        heartbeat=HEARTBEAT_SECONDS,
+    )
+
+
+async def _declare(connection: AbstractConnection, topology: Topology) -> None:
+    """Declare step by step; each in a channel of its own, because a refusal closes the channel."""
+
+    async def exchange(channel: AbstractChannel) -> None:
+        await channel.declare_exchange(topology.exchange, aio_pika.ExchangeType.TOPIC, durable=True)
+
+    async def stream(channel: AbstractChannel) -> None:
+        await channel.declare_queue(topology.stream, durable=True, arguments=topology.stream_arguments)
+
+    async def dead(channel: AbstractChannel) -> None:
+        arguments: dict[str, Any] = {
+            "x-queue-type": "quorum",
+            "x-max-length": DEAD_EVENTS,
+            "x-max-length-bytes": DEAD_BYTES,
+        }
+        await channel.declare_queue(topology.dead, durable=True, arguments=arguments)
+
+    await _step(connection, exchange, f"the exchange {topology.exchange!r}")
+    await _step(connection, stream, f"the stream {topology.stream!r}")
+    await _step(connection, dead, f"the dead-letter queue {topology.dead!r}")
+    for name, pattern in topology.bindings:
+
+        async def bind(channel: AbstractChannel, name: str = name, pattern: str = pattern) -> None:
+            queue = await channel.get_queue(topology.stream, ensure=False)
+            await queue.bind(name, pattern)
+
+        await _step(connection, bind, f"the binding of the exchange {name!r} to the stream")
+
+
+async def _step(connection: AbstractConnection, step: Any, what: str) -> None:
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        await step(channel)
+    except ChannelPreconditionFailed as error:
+        raise LinkRefused(
+            f"{what} exists with other arguments ({_text(error)}): change the settings to what is there, use "
+            "another name, or delete it if nobody needs what it holds"
+        ) from None
+    except ChannelAccessRefused as error:
+        raise LinkRefused(
+            f"{what}: this user may not ({_text(error)}); it needs the permissions configure, write and read"
+        ) from None
+    except ChannelNotFoundEntity as error:
+        raise LinkRefused(f"{what}: there is no such thing ({_text(error)}); create it first") from None
+    if not channel.is_closed:
+        await channel.close()
+
+
+def _text(error: BaseException) -> str:
+    """Return what the broker said."""
+    reason = getattr(error, "reason", None)
+    return (str(reason or error) or type(error).__name__).removeprefix("PRECONDITION_FAILED - ")
