@@ -310,7 +310,7 @@ class TestAppend:
         assert [record.message for record in caplog.records] == ["log.delivery_failed"] * 2
 
     async def test_failed_commit(self, folder: Path | None, caplog: pytest.LogCaptureFixture) -> None:
-        """A commit that fails takes along all that is queued behind it, uses up nothing, and is logged once."""
+        """A failed commit takes along all that is queued behind it, uses up nothing, and is logged once."""
         async with opened(folder) as log:
             await log.append(events("a"))
             assert log._file is not None
