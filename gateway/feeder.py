@@ -82,6 +82,7 @@ class Feeder:
             await self._wanted.wait()
             while self._waiting:
                 await self._feed_from_log(next(iter(self._waiting)))
+                await asyncio.sleep(0)  # a block that the log has in memory takes no turn of the loop
             self._wanted.clear()
 
     async def _feed_from_log(self, oldest: Connection) -> None:

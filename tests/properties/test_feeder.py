@@ -1,0 +1,145 @@
+"""
+The feeder on a real event loop: connections behind the head get everything, while it waits for a slow log.
+
+The actions and promises are those of `test_fanout_model`; but here the real feeder decides who is fed when,
+and between any of its awaits something else may happen: a client leaves, goes back to an earlier cursor,
+retention overtakes it, the log cannot be read for once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Final, cast
+
+import pytest
+
+from fanout.connection import State
+from fanout.event import Event
+from fanout.frames import Wire
+from gateway import feeder
+from gateway.feeder import Feeder
+from gateway.log import Log, LogUnavailable
+from gateway.streams import Streams
+from tests.support.dice import Dice
+from tests.support.fakes import Moment
+from tests.support.model import ModelLog
+from tests.support.world import Bounds, Draft, World
+
+STEPS: Final = 300
+
+BY_HAND: Final = frozenset({"turn", "feed", "read_block", "feed_block", "settle"})
+"""What the feeder does here by itself."""
+
+TURNS: Final = 10_000
+"""Turns of the loop after which everybody must be at the head; it takes some dozens."""
+
+
+class SlowLog:
+    """A log that takes some turns of the loop to read from, and now and then cannot."""
+
+    def __init__(self, log: ModelLog, dice: random.Random) -> None:
+        self._log = log
+        self._dice = dice
+
+    async def read(self, after: int, max_bytes: int) -> list[Event]:
+        block = self._log.stretch(after, max_bytes)
+        for _ in range(self._dice.choice((0, 0, 1, 3, 10))):
+            await asyncio.sleep(0)
+        if self._dice.random() < 0.01:
+            raise LogUnavailable("the disk is on fire", 1.0)
+        return block if self._dice.random() < 0.5 else self._log.stretch(after, max_bytes)
+
+
+class RunningWorld(World):
+    """
+    A world whose feeder runs.
+
+    Args:
+        bounds: its sizes.
+        dice: decides how slow the log is.
+    """
+
+    def __init__(self, bounds: Bounds, dice: random.Random) -> None:
+        self.runs: asyncio.Task[None] | None = None
+        self._dice = dice
+        super().__init__(bounds)
+
+    def _new_streams(self) -> Streams:
+        if self.runs is not None:
+            self.runs.cancel()
+        self.feeder = Feeder(self.catchup, cast("Log", SlowLog(self.log, self._dice)))
+        self.runs = asyncio.get_running_loop().create_task(self.feeder.run())
+        return Streams(self.hub, self.catchup, self.feeder)
+
+    def moment(self) -> Moment:
+        return Moment(
+            0, self.log.first - 1, self.window.floor, self._live
+        )  # the feeder looks at the real clock
+
+    async def wait_until_all_are_live(self) -> None:
+        """Have everybody read until all are at the head; fail if that takes too long."""
+        self.log.tell()
+        for _ in range(TURNS):
+            busy = [
+                client
+                for client in self.clients
+                if (link := client.link) and (link.connection.state is not State.LIVE or link.sink.waiting)
+            ]
+            if not busy:
+                self.settle()  # nothing is left to do but to compare
+                assert self.feeder.backlog() == 0
+                return
+            for client in busy:
+                self.take(client, 1 << 40)
+            await asyncio.sleep(0)
+        raise AssertionError("somebody never gets to the head")
+
+
+async def live(seed: int) -> None:
+    """Throw dice at a world that runs."""
+    slowness = random.Random(seed)
+    dice = Dice(seed, lambda bounds: RunningWorld(bounds, slowness), BY_HAND)
+    world = cast("RunningWorld", dice.world)
+    try:
+        for _ in range(STEPS):
+            dice.throw()
+            for _ in range(slowness.choice((0, 0, 1, 2, 8))):
+                await asyncio.sleep(0)
+        await world.wait_until_all_are_live()
+    except AssertionError as error:
+        error.add_note("\n".join(dice.done[-60:]))
+        raise
+    finally:
+        assert world.runs is not None
+        assert not world.runs.done() or world.runs.cancelled() or world.runs.exception() is None
+        world.runs.cancel()
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_the_feeder_brings_everybody_to_the_head(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happens between the feeder's awaits, no promise breaks, and in the end all are live."""
+    monkeypatch.setattr(feeder, "SLICE_SECONDS", 1e-5)  # so that it gives way to the loop all the time
+    monkeypatch.setattr(feeder, "BLOCK_BYTES", 3000)
+    await live(seed)
+
+
+async def test_the_loop_goes_on_while_a_log_in_memory_is_read() -> None:
+    """
+    A log that has every block at hand does not keep the loop from its other work until it is read to the
+    end.
+    """
+    world = RunningWorld(Bounds(window_events=1, buffer_bytes=1 << 20), random.Random(0))
+    world.feeder._log = cast("Log", world.log)
+    for _ in range(20):
+        world.publish([Draft("a", feeder.BLOCK_BYTES // 2)])
+    client = world.arrive(["a"], Wire.SSE, "earliest", 1 << 30)
+    assert client.link is not None
+    reached = []
+    while client.link.connection.state is not State.LIVE:
+        reached.append(world.hub.position(client.link.connection))
+        await asyncio.sleep(0)
+        world.take(client, 1 << 30)
+    assert len(set(reached)) > 15, f"from turn to turn of the loop it got to {reached}"
+    assert world.runs is not None
+    world.runs.cancel()
