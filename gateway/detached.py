@@ -120,6 +120,10 @@ class Detached(asyncio.Protocol):
         self.write(self.farewell(reason))
         self.closing = True
         self.streams.closing(self, reason)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close, once what was written is flushed."""
         self.transport.close()
 
     def heartbeat(self, frame: bytes, head: int) -> bool:  # for the WebSocket's

@@ -17,6 +17,7 @@ import codecs
 import hashlib
 import re
 from collections.abc import Mapping
+from types import GeneratorType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from websockets.exceptions import InvalidHeader
@@ -25,6 +26,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.headers import parse_extension
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
+from websockets.streams import StreamReader
 
 from fanout.closing import CLIENT_LEFT, PROTOCOL_ERROR, CloseReason
 from fanout.frames import DEFLATE_WINDOW_BITS, Wire, websocket_close, websocket_ping
@@ -40,6 +42,7 @@ READ_SLICE: Final = 16 * 1024
 """Bytes given to the parser at a time, so that answers are not produced faster than the client takes them."""
 
 _PING: Final = websocket_ping()
+_AT_EOF: Final = StreamReader.at_eof.__code__
 
 _KEY: Final = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
@@ -47,6 +50,9 @@ _SWITCHING: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
     b"sec-websocket-accept: %b\r\n%b\r\n"
 )
+
+MAX_CONTROL: Final = 125
+"""Bytes that a control frame may carry (RFC 6455 5.5)."""
 
 CLOSE_SECONDS: Final = 5.0
 """How long a client may take to answer a close frame."""
@@ -86,7 +92,6 @@ class DetachedWebSocket(Detached):
         "reading_paused",
         "told_head",
         "unread",
-        "utf8",
     )
 
     def __init__(
@@ -99,8 +104,7 @@ class DetachedWebSocket(Detached):
         self.awaits_pong = False
         self.told_head = -1
         self.protocol: ServerProtocol | None = None  # only while something is pending in it
-        self.message: list[bytes | str] | None = None  # the fragments of the message at hand
-        self.utf8: codecs.IncrementalDecoder | None = None  # decodes them if it is a text
+        self.message: _Fragments | None = None  # of the message at hand
         self.unread = b""  # received, but not parsed yet
         self.reading_paused = False
 
@@ -108,6 +112,8 @@ class DetachedWebSocket(Detached):
 
     def data_received(self, data: bytes) -> None:
         """Parse what the client sent."""
+        if self.closing:  # nothing is answered any more; it is read only so that the client's end is seen
+            return
         self.awaits_pong = False
         if self.protocol is None and not self.unread and _is_pong(data):
             return
@@ -152,7 +158,7 @@ class DetachedWebSocket(Detached):
         self._flush(protocol)
         if protocol.state is not OPEN:
             self._close_handshake(protocol)
-        elif not protocol.reader.buffer and protocol.current_size is None and self.message is None:
+        elif self.message is None and _is_between_frames(protocol):
             self.protocol = None
 
     def _new_protocol(self) -> ServerProtocol:
@@ -164,21 +170,19 @@ class DetachedWebSocket(Detached):
     def _frame(self, protocol: ServerProtocol, frame: Frame) -> None:
         """Take one data frame; control frames were dealt with by the protocol."""
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
-            self.message = []
-            self.utf8 = codecs.getincrementaldecoder("utf-8")() if frame.opcode is Opcode.TEXT else None
+            self.message = _Fragments(text=frame.opcode is Opcode.TEXT)
         elif frame.opcode is not Opcode.CONT:
             return
         if self.message is None:
             return
         try:
-            self.message.append(self.utf8.decode(frame.data, frame.fin) if self.utf8 else bytes(frame.data))
+            message = self.message.add(frame.data, last=frame.fin)
         except UnicodeDecodeError as error:  # RFC 6455 8.1
             self.message = None
-            protocol.fail(CloseCode.INVALID_DATA, f"invalid UTF-8 at byte {error.start}")
+            protocol.fail(CloseCode.INVALID_DATA, error.reason)
             return
-        if frame.fin:
-            message: str | bytes = "".join(self.message) if self.utf8 else b"".join(self.message)  # type: ignore[arg-type]
-            self.message = self.utf8 = None
+        if message is not None:
+            self.message = None
             if protocol.state is OPEN:
                 self.inbox.received(message)
 
@@ -198,7 +202,19 @@ class DetachedWebSocket(Detached):
             failed = protocol.parser_exc is not None or protocol.close_rcvd is None
             self.streams.closing(self, PROTOCOL_ERROR if failed else CLIENT_LEFT, CLOSE_SECONDS)
             self.inbox.closed()
-            self.transport.close()
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """
+        End our side; the client's end, or the keepalive's deadline, then closes the connection.
+
+        Closing at once, with bytes of the client's unread, would be a reset, and that can overtake the close
+        frame.
+        """
+        self.unread = b""
+        self._start_reading()
+        if not self.transport.is_closing():
+            self.transport.write_eof()
 
     # --- going out ------------------------------------------------------------------------------------------
 
@@ -208,7 +224,7 @@ class DetachedWebSocket(Detached):
         is dead.
         """
         if self.awaits_pong:
-            return False
+            return self.reading_paused  # if we do not read, no pong can be seen
         self.awaits_pong = True
         self.send(_PING if self.told_head == head else _PING + frame)
         self.told_head = head
@@ -231,9 +247,51 @@ class DetachedWebSocket(Detached):
         self.inbox.closed()
 
 
+class _Fragments:
+    """
+    The fragments of one message.
+
+    They are joined as they come: a list of them would cost far more than their bytes if they are tiny, and
+    empty ones without end would cost memory without end.
+    """
+
+    __slots__ = ("_bytes", "_utf8")
+
+    def __init__(self, *, text: bool) -> None:
+        self._bytes = bytearray()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")() if text else None
+
+    def add(self, data: bytes | bytearray | memoryview, *, last: bool) -> str | bytes | None:
+        """
+        Take one more; return the message if it is the last.
+
+        Raises:
+            UnicodeDecodeError: it cannot be part of a text, whatever follows.
+        """
+        self._bytes += data
+        if self._utf8 is not None:
+            self._utf8.decode(data, last)
+        if not last:
+            return None
+        return bytes(self._bytes) if self._utf8 is None else self._bytes.decode()
+
+
+def _is_between_frames(protocol: ServerProtocol) -> bool:
+    """
+    Tell whether the parser holds nothing: no byte, no part of a frame's header, no message.
+
+    The header's first bytes are kept in the parser's generator and nowhere else: what it waits in tells.
+    """
+    waits_in = protocol.parser.gi_yieldfrom  # type: ignore[attr-defined]  # a generator, typed as less
+    return (
+        protocol.current_size is None and isinstance(waits_in, GeneratorType) and waits_in.gi_code is _AT_EOF
+    )
+
+
 def _is_pong(data: bytes) -> bool:
     """Tell whether `data` is exactly one masked pong frame, what a listening browser answers to each ping."""
-    return len(data) >= 6 and data[0] == 0x8A and data[1] >= 0x80 and len(data) == 6 + (data[1] & 0x7F)
+    size = len(data) - 6
+    return 0 <= size <= MAX_CONTROL and data[0] == 0x8A and data[1] == 0x80 | size  # RFC 6455 5.2
 
 
 # --- the handshake
@@ -258,6 +316,8 @@ def accept(headers: Mapping[bytes, bytes], *, allow_deflate: bool) -> tuple[byte
             "only WebSocket version 13 is spoken here",
             headers={"sec-websocket-version": "13", "upgrade": "websocket"},
         )
+    if b"upgrade" not in map(bytes.strip, headers.get(b"connection", b"").lower().split(b",")):
+        raise Problem(400, "Connection must name the upgrade")
     key = headers.get(b"sec-websocket-key", b"").strip()
     if not _KEY.fullmatch(key):
         raise Problem(400, "Sec-WebSocket-Key must be 16 bytes in base64")
