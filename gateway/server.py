@@ -35,6 +35,12 @@ KEEP_ALIVE_SECONDS = 75
 """How long an idle keep-alive connection is kept: longer than the pauses between a client's polls."""
 
 
+MAX_TARGET = 65_535
+"""Bytes of a request's target; httptools reads no longer ones, whatever the limit of the head is."""
+
+_NO_REQUEST = Problem(400, "this is no HTTP/1.1 request")
+_OTHER_VERSION = Problem(505, "only HTTP/1.1 and HTTP/1.0 are spoken here", headers={"connection": "close"})
+
 BEGUN_PER_TURN = 16
 """GET requests that are begun in one turn of the loop: about a millisecond of work."""
 
@@ -105,8 +111,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._answering: RequestResponseCycle | None = None  # `cycle` is the one that was read last
         self._in_head = True  # the next bytes belong to a request's head
         self._head_bytes = 0
+        self.url = b""
         self._upgraded = False  # an upgrade was asked for: what follows is no HTTP
         self._behind = b""  # … and is kept here until somebody takes the socket over
 
@@ -137,14 +145,38 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
+            behind = data[upgrade.args[0] :]
+            if self._offers_another_protocol():
+                self._read_again(behind)
+                return
             self._upgraded = True
             self.cycle.keep_alive = False  # whatever it was, we answer it once
-            self._keep(data[upgrade.args[0] :])
+            self._keep(behind)
         except httptools.HttpParserError:
-            self._refuse(Problem(400, "this is no HTTP/1.1 request"))
+            self._refuse(self._too_long() if len(self.url) > MAX_TARGET else _NO_REQUEST)
         else:
             if self._in_head and self._head_bytes > self.doorkeeper.max_head:
                 self._refuse(self._too_large())
+
+    def _offers_another_protocol(self) -> bool:
+        """Tell whether the request offers an upgrade that nobody here takes up: Java's clients offer h2c."""
+        return self.parser.should_upgrade() and self._get_upgrade() not in (None, b"websocket")
+
+    def _read_again(self, behind: bytes) -> None:
+        """
+        Parse the request at hand once more, without its offer.
+
+        A server may ignore an offer (RFC 9110 7.8), but the parser reads no body behind one.
+        """
+        line = b"%b %b HTTP/%b\r\n" % (
+            self.parser.get_method(),
+            self.url,
+            self.parser.get_http_version().encode(),
+        )
+        fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self._head_bytes = 0
+        self.data_received(b"".join((line, *fields, b"\r\n", behind)))
 
     def _keep(self, data: bytes) -> None:
         self._behind += data
@@ -162,13 +194,23 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request's head is complete: the application is started."""
+        if self._offers_another_protocol():
+            return
         self._in_head = False
         self.doorkeeper.arrived(self)
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        """A request is complete."""
+        if not self._offers_another_protocol():
+            super().on_message_complete()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
         if self._head_bytes > self.doorkeeper.max_head and self._size_of(cycle) > self.doorkeeper.max_head:
             app = self._too_large()
+        elif cycle.scope["http_version"] not in ("1.1", "1.0"):
+            app = _OTHER_VERSION
         if cycle.scope["method"] == "GET":
             self.doorkeeper.enter(partial(super()._start_asgi_task, cycle, app))
         else:
@@ -186,6 +228,10 @@ class HttpProtocol(HttpToolsProtocol):
         return Problem(
             431, f"a request's line and headers may have {limit} bytes", headers={"connection": "close"}
         )
+
+    @staticmethod
+    def _too_long() -> Problem:
+        return Problem(414, f"a request's target may have {MAX_TARGET} bytes")
 
     def _should_upgrade(self) -> bool:
         """Let upgrades reach the application as the GET requests they are; its endpoint answers 101."""
@@ -222,10 +268,13 @@ class HttpProtocol(HttpToolsProtocol):
         """
         if self.transport.is_closing():
             raise ClientGone
-        cycle = self.cycle
+        cycle = self._answering
+        assert cycle is not None
         cycle.response_started = cycle.response_complete = True
+        self._answering = None
         self.cycle = self.parser = None  # type: ignore[assignment]  # so that nothing is left to the collector
         self.connections.discard(self)
+        self.doorkeeper.arrived(self)  # the head of a further request may have begun to come
         self.pipeline.clear()  # behind a response without end nothing is ever answered
         self.flow.resume_reading()
         self._unset_keepalive_if_required()

@@ -54,7 +54,10 @@ def test_what_is_missing_is_named_where_it_cannot_be_installed(bare_path: str) -
 def test_an_unknown_tool_is_refused() -> None:
     """A name that the script does not know is a mistake of its caller."""
     done = run_script("packages", "chrome")
-    assert (done.returncode, done.stderr) == (1, "packages: chrome is none of chromium, nginx, nchan, cc, rabbitmq.\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "packages: chrome is none of chromium, nginx, nchan, cc, rabbitmq.\n",
+    )
 
 
 def test_a_missing_python_is_told(bare_path: str, tmp_path: Path) -> None:

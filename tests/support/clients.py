@@ -641,7 +641,9 @@ class Frame:
             length_bytes = 0 if size < 126 else 2 if size < 65_536 else 8
         short = size if length_bytes == 0 else 126 if length_bytes == 2 else 127
         first = self.fin << 7 | self.reserved << 4 | self.opcode
-        head = bytes((first, mask << 7 | short)) + (size.to_bytes(length_bytes, "big") if length_bytes else b"")
+        head = bytes((first, mask << 7 | short)) + (
+            size.to_bytes(length_bytes, "big") if length_bytes else b""
+        )
         if not mask:
             return head + self.payload
         key = os.urandom(4)
@@ -653,12 +655,13 @@ def _masked(payload: bytes, key: bytes) -> bytes:
     return (int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")).to_bytes(len(payload), "big")
 
 
-@dataclass(frozen=True)
 class Closed(Exception):
     """The server closed: its code (1005 if it gave none, 1006 without a close frame) and reason."""
 
-    code: int
-    reason: str = ""
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
 
 
 def handshake_bytes(
@@ -696,7 +699,11 @@ class WebSocket(Subscriber):
 
     @classmethod
     async def handshake(
-        cls, tcp: Tcp, address: Address, query: Iterable[tuple[str, str]] = (), headers: Sequence[tuple[str, str]] = ()
+        cls,
+        tcp: Tcp,
+        address: Address,
+        query: Iterable[tuple[str, str]] = (),
+        headers: Sequence[tuple[str, str]] = (),
     ) -> Self:
         """Open a WebSocket on a connection; raise Refused if the server would not."""
         key = base64.b64encode(os.urandom(16)).decode()
@@ -723,7 +730,9 @@ class WebSocket(Subscriber):
         if size >= 126:
             width = 2 if size == 126 else 8
             size = int.from_bytes(await self.tcp.exactly(width), "big")
-            assert size >= (126 if width == 2 else 65_536), "a length is longer than it need be (RFC 6455 5.2)"
+            assert size >= (126 if width == 2 else 65_536), (
+                "a length is longer than it need be (RFC 6455 5.2)"
+            )
         frame = Frame(first & 0xF, await self.tcp.exactly(size), bool(first & 0x80), first >> 4 & 7)
         assert frame.fin or frame.opcode < 8, "a control frame is fragmented (RFC 6455 5.5)"
         assert size < 126 or frame.opcode < 8, "a control frame is too long"
