@@ -159,6 +159,13 @@ class Window:
         self.head = self.floor = head
         self.head_tag = head_tag
 
+    def restart(self, epoch: str, head: int, head_tag: int) -> None:
+        """Forget everything: from now on this is the window of another log."""
+        while len(self._events):
+            self._drop_first()
+        self.epoch = epoch
+        self.begin(head, head_tag)
+
     def preload(self, events: list[Event]) -> None:
         """Fill the empty window with the newest part of the log: events without a hole up to its head."""
         if events:

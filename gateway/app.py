@@ -39,7 +39,7 @@ from gateway.keepalive import Keepalive
 from gateway.log import LogError
 from gateway.operate import Operate
 from gateway.polling import Poller
-from gateway.problems import EXCEPTION_HANDLERS, method_not_allowed
+from gateway.problems import EXCEPTION_HANDLERS, Problem, method_not_allowed
 from gateway.publish import TOPIC_PATH, PublishEvents, PublishTopic
 from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server, listen
 from gateway.session import Services
@@ -57,6 +57,12 @@ DEMO: Final = next(  # beside the package in a checkout, inside it in a wheel
     ),
     None,
 )
+OPEN_EARLY: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+"""What is answered while a start waits for the broker."""
+
+START_PATIENCE: Final = 3.0
+"""Seconds for which a start waits for the broker before the server opens without it, to say so."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -71,7 +77,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         folder = settings.data_folder
-        self.log = SqliteLog(
+        self.log: SqliteLog | StreamLog = _stream_log(settings) if settings.backbone else SqliteLog(
             folder,
             retention_seconds=settings.retention_seconds,
             retention_bytes=settings.retention_bytes,
@@ -90,7 +96,7 @@ class Gateway:
         self.catchup = CatchUp(self.hub, lambda: self.log.first)
         self.feeder = Feeder(self.catchup, self.log)
         self.streams = Streams(self.hub, self.catchup, self.feeder)
-        self.poller = Poller(self.streams, self.log, self.consumers, settings.poll_retry_after)
+        self.poller = Poller(self.streams, self.log, settings.poll_retry_after)
         self.drain = Drain(self.streams, self.poller, settings.drain_seconds)
         self.keepalive = Keepalive(self.streams, settings.heartbeat_seconds, settings.stall_timeout)
         self.tasks = asyncio.TaskGroup()
@@ -117,6 +123,11 @@ class Gateway:
                 await ready.wait()
 
     @property
+    def waits(self) -> bool:
+        """Whether a start is under way that waits for the broker."""
+        return self._starting.locked() and bool(self.settings.backbone)
+
+    @property
     def running(self) -> bool:
         """Whether it was started and not stopped."""
         return self._running is not None
@@ -131,13 +142,25 @@ class Gateway:
             await self.consumers.close()
 
     async def _open(self) -> None:
-        await self.log.start(self.hub.publish)
+        if self.settings.backbone:
+            await self._open_backbone()
+        else:
+            await self.log.start(self.hub.publish)
         await self.consumers.start()
         window = self.hub.window
         window.epoch = self.log.epoch
         window.begin(self.log.head, self.log.head_tag)
         window.preload(await self.log.tail())
         await self.intake.restore()
+
+    async def _open_backbone(self) -> None:
+        """Start the stream log; waits for the broker as long as it takes."""
+        from gateway.backbone import Taking, begin_anew  # noqa: PLC0415  (nobody else pays for it)
+
+        log = self.log
+        assert not isinstance(log, SqliteLog)
+        await log.start(Taking(self))
+        log.on_reset = lambda: begin_anew(self, log)
 
     async def _run(self, ready: asyncio.Event) -> None:
         """Own every task of the gateway until it is told to stop."""
@@ -155,7 +178,17 @@ class Gateway:
             reasons.append("starting")
         if self.drain.draining:
             reasons.append("draining")
+        if not isinstance(self.log, SqliteLog) and (trouble := self.log.trouble()) is not None:
+            reasons.append(trouble)
         return reasons
+
+    def locator(self) -> Locator:
+        """Return what finds the place where a client begins."""
+        if isinstance(self.log, SqliteLog):
+            return Locator(self.hub.window, self.log)
+        from gateway.backbone import StreamLocator  # noqa: PLC0415  (nobody else pays for it)
+
+        return StreamLocator(self.hub.window, self.log)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
@@ -174,7 +207,7 @@ class Gateway:
         settings = self.settings
         services = Services(
             streams=self.streams,
-            locator=Locator(self.hub.window, self.log),
+            locator=self.locator(),
             intake=self.intake,
             consumers=self.consumers,
             tasks=self.tasks,
@@ -247,6 +280,13 @@ class Events:
             raise method_not_allowed("GET", "HEAD", "POST")
 
 
+def _stream_log(settings: Settings) -> StreamLog:
+    """Return the log on the broker; its modules are imported only now."""
+    from gateway.backbone import stream_log  # noqa: PLC0415  (nobody else pays for it)
+
+    return stream_log(settings)
+
+
 class Started:
     """
     Middleware: the first request starts the gateway if no lifespan did, because it is mounted in another
@@ -259,7 +299,12 @@ class Started:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on one request."""
-        if not self._gateway.running and scope["type"] != "lifespan":
+        if not self._gateway.running and scope["type"] == "http" and self._gateway.waits:
+            if scope["path"] not in OPEN_EARLY:
+                reasons = "; ".join(self._gateway.not_ready())
+                await Problem(503, f"not ready: {reasons}", retry_after=2)(scope, receive, send)
+                return
+        elif not self._gateway.running and scope["type"] != "lifespan":
             await self._gateway.start()
         await self._app(scope, receive, send)
 

@@ -158,7 +158,7 @@ class AsgiSubscriber:
     def _open(self, request: Request, place: Place, sink: AsgiSink, connection: Connection) -> None:
         # Not at the head of now: the response's head may have been on its way for a while, and with it the
         # promise that everything accepted since arrives.
-        greeting = greeting_of(self._streams, connection, place.position, place.reset)
+        greeting = greeting_of(self._streams, connection, place)
         self._streams.open(sink, connection, request.patterns, place.position, greeting)
 
     async def _body(

@@ -19,7 +19,7 @@ from fanout.catchup import CatchUp, Fed
 from fanout.closing import LOG_FAILED
 from fanout.connection import Connection, State
 from fanout.event import Event
-from gateway.log import Log, LogError
+from gateway.log import Log, LogDamaged, LogError
 
 SLICE_SECONDS: Final = 0.002
 """How long the feeder works before it lets the loop do other things."""
@@ -93,6 +93,9 @@ class Feeder:
         position = oldest.position
         try:
             block = await self._log.read(position, BLOCK_BYTES)
+        except LogDamaged as error:
+            self._skip(oldest, error)
+            return
         except LogError as error:
             logger.warning("log.read_failed: position %d: %s", position, error)
             del self._waiting[oldest]
@@ -103,6 +106,15 @@ class Feeder:
             return
         inside = [each for each in self._waiting if position <= each.position < block[-1].position]
         await self._feed_block(block, inside)
+
+    def _skip(self, connection: Connection, damage: LogDamaged) -> None:
+        """A part of the log is lost: announce a gap and go on behind it, if it is known where that is."""
+        logger.error("log.damaged: %s", damage)
+        if damage.last is None:
+            del self._waiting[connection]
+            connection.sink.close(LOG_FAILED)
+        elif not self._catchup.gap(connection, "expired", damage.last):
+            del self._waiting[connection]
 
     async def _feed_block(self, block: list[Event], connections: list[Connection]) -> None:
         """

@@ -11,6 +11,7 @@ from fanout.frames import SSE_WIRES, Wire, chunk, control_frame, sse_block
 
 if TYPE_CHECKING:
     from fanout.connection import Connection
+    from gateway.starts import Place
     from gateway.streams import Streams
 
 _names = count(1)
@@ -22,19 +23,17 @@ def connection_name() -> str:
     return f"{_process}-{next(_names)}"
 
 
-def greeting_of(streams: Streams, connection: Connection, position: int, reset: str | None) -> bytes:
-    """
-    Return the first frames of a connection that begins at `position`, and was told `reset` if it came with
-    such a cursor.
-    """
-    wire, cursor = connection.wire, streams.hub.window.cursor(position)
+def greeting_of(streams: Streams, connection: Connection, place: Place) -> bytes:
+    """Return the first frames of a connection that begins at `place`."""
+    wire = connection.wire
+    cursor = place.cursor or streams.hub.window.cursor(place.position)
     if wire in SSE_WIRES:
         block = sse_block(cursor, None, None, streams.retry_ms())
         greeting = chunk(block) if wire is Wire.SSE_CHUNKED else block
     else:
         members = b'"connection":"%b","cursor":"%b"' % (connection.name.encode(), cursor.encode())
         greeting = control_frame(wire, "welcome", members)
-    if reset is not None:
+    if place.reset is not None:
         streams.count_reset(connection)
-        greeting += gap_frame(wire, "reset", reset, cursor)
+        greeting += gap_frame(wire, "reset", place.reset, cursor)
     return greeting

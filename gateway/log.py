@@ -16,7 +16,17 @@ class LogError(Exception):
 
 
 class LogDamaged(LogError):
-    """The stored log cannot be used: damaged, of a newer version, or no log at all. The start is refused."""
+    """
+    The stored log, or a part of it, cannot be used: damaged, of a newer version, or no log at all.
+
+    Args:
+        reason: a sentence.
+        last: position of the last event of the damaged part, where that is known; what follows can be read.
+    """
+
+    def __init__(self, reason: str, last: int | None = None) -> None:
+        super().__init__(reason)
+        self.last = last
 
 
 class LogBusy(LogError):

@@ -23,9 +23,8 @@ from fanout.frames import Wire
 from fanout.hub import Hub
 from fanout.selection import Selection
 from fanout.window import Limits
-from gateway.consumers import Consumers
-from gateway.log import Log, LogError
-from gateway.problems import Problem
+from gateway.log import Log, LogDamaged, LogError
+from gateway.problems import unreadable
 from gateway.starts import Place
 from gateway.streams import Streams
 from gateway.subscription import Request
@@ -44,7 +43,7 @@ class Answer:
     """
 
     frames: list[bytes]
-    position: int
+    place: Place
     more: bool
     gap: bytes | None
 
@@ -75,15 +74,13 @@ class Poller:
     Args:
         streams: the hub to wait at.
         log: read where the window does not reach.
-        consumers: a cursor that a poll hands in is acknowledged for its consumer.
         retry_after: seconds after which a client that found nothing is advised to poll again.
     """
 
-    def __init__(self, streams: Streams, log: Log, consumers: Consumers, retry_after: float) -> None:
+    def __init__(self, streams: Streams, log: Log, retry_after: float) -> None:
         self.hub: Hub = streams.hub
         self.waiters: dict[Waiter, None] = {}
         self._log = log
-        self._consumers = consumers
         self._retry_after = max(1, round(retry_after))
         self._names = 0
         self._draining = False
@@ -98,21 +95,18 @@ class Poller:
             Problem: the log could not be read.
         """
         selection = Selection(request.patterns)
-        at_head = request.start is None and request.consumer is None
-        position = self.hub.window.head if at_head else place.position
         deadline = time.monotonic() + request.wait
         try:
-            await self._acknowledge(request, place)
-            answer = await self._collect(selection, position, place.reset, request.limit)
+            answer = await self._collect(selection, place, request.limit)
             while (
                 not (answer.frames or answer.gap or self._draining)
                 and (left := deadline - time.monotonic()) > 0
             ):
-                if not answer.more and not await self._wait(request, answer.position, left, receive):
+                if not answer.more and not await self._wait(request, answer.place.position, left, receive):
                     break
-                answer = await self._collect(selection, answer.position, None, request.limit)
+                answer = await self._collect(selection, answer.place, request.limit)
         except LogError as error:
-            raise Problem(503, str(error), retry_after=1) from error
+            raise unreadable(error) from error
         await self._send(answer, request, send)
 
     def drain(self) -> None:
@@ -121,40 +115,54 @@ class Poller:
         for waiter in list(self.waiters):
             waiter.woken.set()
 
-    async def _acknowledge(self, request: Request, place: Place) -> None:
-        """Handing in a cursor says that everything up to it has been dealt with."""
-        if request.consumer is not None and request.start is not None and place.reset is None:
-            await self._consumers.remember(request.consumer, self.hub.window.cursor(place.position))
-
-    async def _collect(self, selection: Selection, position: int, reset: str | None, limit: int) -> Answer:
-        """Take what `selection` picks behind `position`, at most `limit` events, from log and window."""
+    async def _collect(self, selection: Selection, place: Place, limit: int) -> Answer:
+        """Take what `selection` picks behind `place`, at most `limit` events, from log and window."""
         window = self.hub.window
-        gap = None
-        if reset is not None:
-            gap = gap_members("reset", reset, window.cursor(position))
-        elif position < window.floor and position + 1 < self._log.first:
-            reached = min(self._log.first - 1, window.floor)
-            gap = gap_members("expired", window.cursor(position), window.cursor(reached))
-            position = reached
+        gap, place = self._gap_before(place)
         frames: list[bytes] = []
         size = 0
         more = True
         while more and len(frames) < limit and size < MAX_ANSWER_BYTES:
             limits = Limits(limit - len(frames), MAX_ANSWER_BYTES - size, time.time_ns() // 1_000_000)
-            if position >= window.floor:
-                stretch = window.read(selection, Wire.JSON, position, limits)
-                more = stretch.more
+            if place.position >= window.floor:
+                stretch = window.read(selection, Wire.JSON, place.position, limits)
+                place, more = Place(stretch.upto), stretch.more
                 if more and not stretch.frames:
                     await asyncio.sleep(0)  # a long stretch without a match must not hold up the others
+            elif place.position + 1 < self._log.first:
+                break  # retention overtook us: the next poll is told
             else:
-                events = await self._log.read(position, BLOCK_BYTES)
-                if not events or position + 1 < self._log.first:
-                    break  # retention overtook us: the next poll is told
+                try:
+                    events = await self._log.read(place.position, BLOCK_BYTES)
+                except LogDamaged as error:
+                    if error.last is None or frames or gap is not None:
+                        raise
+                    gap, place = self._gap("expired", place, error.last)
+                    continue
+                if not events:
+                    break
                 stretch = window.read_stored(events, selection, Wire.JSON, limits)
+                last = next(event for event in reversed(events) if event.position <= stretch.upto)
+                place = Place(stretch.upto, cursor=window.cursor_of(last))
             frames += stretch.frames
             size += sum(map(len, stretch.frames))
-            position = stretch.upto
-        return Answer(frames, position, more and position < window.head, gap)
+        return Answer(frames, place, more and place.position < window.head, gap)
+
+    def _gap_before(self, place: Place) -> tuple[bytes | None, Place]:
+        """Return the gap that a client at `place` is to be told of first, and where it goes on."""
+        window = self.hub.window
+        if place.reset is not None:
+            gap = gap_members("reset", place.reset, window.cursor(place.position))
+            return gap, Place(place.position)
+        if place.position < window.floor and place.position + 1 < self._log.first:
+            return self._gap("expired", place, min(self._log.first - 1, window.floor))
+        return None, place
+
+    def _gap(self, reason: str, place: Place, end: int) -> tuple[bytes, Place]:
+        return gap_members(reason, self._text(place), self.hub.window.cursor(end)), Place(end)
+
+    def _text(self, place: Place) -> str:
+        return place.cursor or self.hub.window.cursor(place.position)
 
     async def _wait(self, request: Request, position: int, seconds: float, receive: Receive) -> bool:
         """Wait until something matching comes behind `position`; return whether it is worth looking."""
@@ -180,7 +188,7 @@ class Poller:
         return waiter.woken.is_set()
 
     async def _send(self, answer: Answer, request: Request, send: Send) -> None:
-        cursor = self.hub.window.cursor(answer.position).encode()
+        cursor = self._text(answer.place).encode()
         headers = [
             (b"etag", b'"%b"' % cursor),
             (b"cache-control", b"no-store"),

@@ -9,6 +9,7 @@ sentence for the reader on the other side.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from math import ceil
@@ -18,6 +19,8 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ExceptionHandler, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -109,6 +112,12 @@ class Problem(Exception):
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         await self.send(send)
+
+
+def unreadable(error: Exception) -> Problem:
+    """Return the answer when the log could not be read; why, is for the log and not for the client."""
+    logger.warning("log.read_failed: %s", error)
+    return Problem(503, "the log cannot be read at the moment", retry_after=1)
 
 
 def method_not_allowed(*allowed: str) -> Problem:

@@ -190,7 +190,7 @@ def routes(intake: Intake, limits: Limits) -> list[Route]:
 
 
 async def _accept(accepted: int, duplicates: int, cursor: str, send: Send) -> None:
-    body = b'{"accepted":%d,"duplicates":%d,"cursor":"%b"}' % (accepted, duplicates, cursor.encode())
+    body = b'{"accepted":%d,"duplicates":%d,"cursor":"%b"}\n' % (accepted, duplicates, cursor.encode())
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 202, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -21,14 +21,14 @@ import msgspec
 from fanout.catchup import gap_frame
 from fanout.closing import INTERNAL
 from fanout.connection import Connection, State
-from fanout.cursor import Cursor, Latest
+from fanout.cursor import Cursor
 from fanout.errors import CursorError
 from fanout.frames import control_frame
 from fanout.selection import Selection
 from gateway.consumers import Consumers
 from gateway.intake import Intake, Receipt
 from gateway.log import LogError
-from gateway.problems import Problem
+from gateway.problems import Problem, unreadable
 from gateway.starts import Locator
 from gateway.streams import Streams, StreamSink
 from gateway.subscription import check_patterns, read_start
@@ -225,7 +225,7 @@ class Session:
         except Problem as problem:
             self._refuse(problem, operation.ref)
         except LogError as error:
-            self._refuse(Problem(503, str(error), retry_after=1), operation.ref)
+            self._refuse(unreadable(error), operation.ref)
 
     async def _subscribe(self, operation: Subscribe) -> None:
         """Add patterns; what they have behind the cursor comes first, then everything in order."""
@@ -238,13 +238,12 @@ class Session:
         place = await self._services.locator.locate(start, Selection(patterns))
         if self._connection.state is State.CLOSED:
             return
-        position = hub.window.head if isinstance(start, Latest) else place.position
-        cursor = hub.window.cursor(position)
+        cursor = place.cursor or hub.window.cursor(place.position)
         if place.reset is not None:
             self._services.streams.count_reset(self._connection)
             self._sink.send(gap_frame(self._connection.wire, "reset", place.reset, cursor))
         self._answer("subscribed", operation.ref, _topics(patterns) + b',"cursor":"%b"' % cursor.encode())
-        hub.subscribe(self._connection, patterns, position)
+        hub.subscribe(self._connection, patterns, place.position)
         self._services.streams.wake(self._connection)
 
     def _unsubscribe(self, operation: Unsubscribe) -> None:
@@ -289,7 +288,12 @@ class Session:
                 422,
                 "this connection has no consumer name: connect with consumer=NAME to have cursors remembered",
             )
-        check_ack(operation.cursor, self._services.streams)
+        try:
+            cursor = Cursor.parse(operation.cursor)
+        except CursorError as error:
+            raise Problem(422, str(error)) from None
+        if (await self._services.locator.locate(cursor, Selection(()))).reset is not None:
+            raise Problem(422, "that cursor is not from this log")
         await self._services.consumers.remember(self._consumer, operation.cursor)
         self._answer("acked", operation.ref, b'"cursor":"%b"' % operation.cursor.encode())
 
@@ -305,22 +309,6 @@ class Session:
         if problem.retry_after is not None:
             details["retry_after"] = problem.retry_after
         self._answer("error", ref, msgspec.json.encode(details)[1:-1])
-
-
-def check_ack(cursor: str, streams: Streams) -> None:
-    """
-    Check that a cursor can be acknowledged: one of this log, not ahead of it.
-
-    Raises:
-        Problem: 422: it is none.
-    """
-    window = streams.hub.window
-    try:
-        parsed = Cursor.parse(cursor)
-    except CursorError as error:
-        raise Problem(422, str(error)) from None
-    if parsed.epoch != window.epoch or parsed.position > window.head:
-        raise Problem(422, "that cursor is not from this log")
 
 
 def _topics(patterns: tuple[str, ...]) -> bytes:

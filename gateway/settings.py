@@ -142,10 +142,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     backbone: Annotated[
         str,
         _text(
-            "AMQP address of the broker; empty is none.",
-            "Everything embedded. The broker is not built in yet.",
+            "AMQP address of the broker, `amqp://user:password@host:port,host2:port/vhost`; empty is none.",
+            "Everything embedded.",
         ),
     ] = ""
+    stream: Annotated[
+        str,
+        _text(
+            "Name of the stream on the broker that is the log.",
+            "Replicas with the same name share a log.",
+        ),
+    ] = "sluicegate"
+    exchanges: Annotated[
+        str,
+        _text(
+            "Exchanges of the broker whose messages are events, each with a pattern: "
+            "`events:#,orders:order.*`. The first is made if it is not there, and gets what is published here.",
+            "A producer needs to know nothing else.",
+        ),
+    ] = "events:#"
     store: Annotated[
         str,
         _text(
@@ -157,7 +172,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         _count(
             "Processes that serve.",
-            "More than one share a log only with the broker, which is not built in yet.",
+            "Several processes are not built in yet; with a broker, start several gateways.",
             1,
             1024,
         ),
@@ -483,12 +498,22 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
         lambda s: not s.insecure and not _is_loopback(s.host),
         "{value} can be reached from other machines and nobody is asked who they are: only with --insecure",
     ),
-    ("backbone", lambda s: s.backbone != "", _NOT_BUILT_IN.format("RabbitMQ")),
+    (
+        "backbone",
+        lambda s: s.backbone != "" and not s.backbone.startswith(("amqp://", "amqps://")),
+        "the address of a broker begins with amqp:// or amqps://",
+    ),
+    ("stream", lambda s: not 0 < len(s.stream.encode()) <= 200, "a stream has a name of 1 to 200 bytes"),
+    (
+        "exchanges",
+        lambda s: not re.fullmatch(r"([^,:]+(:[^,]*)?)(,[^,:]+(:[^,]*)?)*", s.exchanges),
+        "{value!r} is no list of exchanges like events:#,orders:order.*",
+    ),
     ("store", lambda s: s.store != "", _NOT_BUILT_IN.format("PostgreSQL")),
     (
         "workers",
         lambda s: s.workers != 1,
-        "{value} processes need the RabbitMQ support, which is not built in yet; 1 is what there is",
+        "{value} processes are not built in yet; 1 is what there is",
     ),
     ("data", lambda s: s.data == "", "empty is no folder; give a path, or memory: to keep nothing"),
 )

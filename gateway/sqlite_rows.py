@@ -304,7 +304,8 @@ class Rows:
         """Return a row's events; raise LogDamaged unless they are what was written."""
         first, last, time, start, crc, body = row
         if _crc(first, last, time, start, body) != crc:
-            raise LogDamaged(f"{self._name} is damaged: the events {first} to {last} fail their checksum")
+            sentence = f"{self._name} is damaged: the events {first} to {last} fail their checksum"
+            raise LogDamaged(sentence, last)
         return [Event(*fields, position) for position, fields in enumerate(_DECODER.decode(body), first)]
 
     def _fetch(self, sql: str, values: tuple[int, ...] = ()) -> list[Any]:

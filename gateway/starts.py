@@ -30,10 +30,12 @@ class Place:
     Attributes:
         position: the client has, or does not want, everything up to here.
         reset: the cursor it came with, if that belongs to another history of the log and it must be told so.
+        cursor: the text of the position's cursor, where that is known better than the window knows it.
     """
 
     position: int
     reset: str | None = None
+    cursor: str | None = None
 
 
 class Locator:
@@ -90,7 +92,7 @@ class Locator:
             return Place(window.head, reset=str(cursor))
         if cursor.tag and not await self._names(cursor):
             return Place(cursor.position, reset=str(cursor))
-        return Place(cursor.position)
+        return Place(cursor.position, cursor=str(cursor))
 
     async def _names(self, cursor: Cursor) -> bool:
         """

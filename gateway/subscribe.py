@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from fanout.connection import Connection
-from fanout.cursor import parse_start
+from fanout.cursor import Cursor, Start, parse_start
 from fanout.frames import Wire, sse_block
 from fanout.selection import Selection
 from gateway.asgi import AsgiSubscriber
@@ -26,7 +26,7 @@ from gateway.detached import Detached, DetachedStream
 from gateway.greeting import connection_name, greeting_of
 from gateway.log import LogError
 from gateway.polling import Poller
-from gateway.problems import ClientGone, Problem, method_not_allowed
+from gateway.problems import ClientGone, Problem, method_not_allowed, unreadable
 from gateway.session import Services, Session
 from gateway.starts import Place
 from gateway.streams import RETRY_MS, Streams
@@ -131,7 +131,7 @@ class Subscribe:
         try:
             place = await self._place(request)
         except LogError as error:
-            raise Problem(503, str(error), retry_after=1) from error
+            raise unreadable(error) from error
         if request.transport is Transport.POLL:
             await self._poller.answer(request, place, scope, receive, send)
             return
@@ -155,18 +155,18 @@ class Subscribe:
 
     async def _place(self, request: Request) -> Place:
         """Return where the request begins: where it says, else where its consumer was, else at the head."""
-        start = request.start
-        if request.consumer is not None:
-            if start is None:
-                remembered = await self._consumers.recall(request.consumer)
-                start = parse_start(remembered) if remembered is not None else None
-            if start is None:
-                head = self._streams.hub.window.head
-                await self._consumers.remember(request.consumer, self._streams.hub.window.cursor(head))
-                return Place(head)
+        start, consumer = request.start, request.consumer
+        if consumer is not None and start is None:
+            remembered = await self._consumers.recall(consumer)
+            start = parse_start(remembered) if remembered is not None else None
         if start is None:
-            return Place(self._streams.hub.window.head)
-        return await self._services.locator.locate(start, Selection(request.patterns))
+            place = Place(self._streams.hub.window.head)
+        else:
+            place = await self._services.locator.locate(start, Selection(request.patterns))
+        if consumer is not None and _acknowledges(request, start, place):
+            cursor = place.cursor or self._streams.hub.window.cursor(place.position)
+            await self._consumers.remember(consumer, cursor)
+        return place
 
     def _is_full(self) -> bool:
         return self._streams.draining or 0 < self._limits.max_connections <= len(self._streams.sinks)
@@ -220,13 +220,8 @@ class Subscribe:
         self, sink: Detached, connection: Connection, request: Request, place: Place, head: bytes
     ) -> None:
         sink.take_over()
-        position = (
-            self._streams.hub.window.head
-            if request.start is None and request.consumer is None
-            else place.position
-        )
-        greeting = head + greeting_of(self._streams, connection, position, place.reset)
-        self._streams.open(sink, connection, request.patterns, position, greeting)
+        greeting = head + greeting_of(self._streams, connection, place)
+        self._streams.open(sink, connection, request.patterns, place.position, greeting)
 
 
 def _stream_head(transport: Transport, wire: Wire) -> bytes:
@@ -234,6 +229,16 @@ def _stream_head(transport: Transport, wire: Wire) -> bytes:
     chunked = wire in (Wire.SSE_CHUNKED, Wire.NDJSON_CHUNKED)
     framing = b"transfer-encoding: chunked" if chunked else b"connection: close"
     return b"HTTP/1.1 200 OK\r\n%b%b\r\n\r\n" % (_STREAM_FIELDS[transport], framing)
+
+
+def _acknowledges(request: Request, start: Start | None, place: Place) -> bool:
+    """
+    Tell whether a consumer's request moves what is remembered for it.
+
+    A cursor seen before, when handed in, says that everything up to it has been dealt with; `earliest`, a
+    time and the like only look back. A new consumer's place is remembered at once, so that it can come back.
+    """
+    return start is None or (isinstance(request.start, Cursor) and place.reset is None)
 
 
 async def _send_head(transport: Transport, send: Send) -> None:
