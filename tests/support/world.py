@@ -121,7 +121,7 @@ class World:
         self.catchup = CatchUp(self.hub, lambda: self.log.first)
         self.streams = self._new_streams()
         self.locator = Locator(self.window, cast("Log", log))
-        self.poller = Poller(self.streams, cast("Log", log), cast("Any", None), 1)
+        self.poller = Poller(self.streams, cast("Log", log), 1)
         nobody = cast("Any", None)
         self.services = Services(self.streams, self.locator, nobody, nobody, nobody, max_topics=100)
         self.window.begin(log.head, log.head_tag)
