@@ -90,21 +90,21 @@ class Locator:
             return Place(self._before_first(), reset=str(cursor))
         if cursor.position > window.head:
             return Place(window.head, reset=str(cursor))
-        if cursor.tag and not await self._names(cursor):
+        there = await self._tag_at(cursor.position) if cursor.tag else 0
+        if not there:  # nothing to compare with: the cursor has no tag, or the event is gone
+            return Place(cursor.position)
+        if there != cursor.tag:
             return Place(cursor.position, reset=str(cursor))
         return Place(cursor.position, cursor=str(cursor))
 
-    async def _names(self, cursor: Cursor) -> bool:
-        """
-        Tell whether the event at the cursor's position, if it can still be had, is the one the cursor was
-        made from.
-        """
-        tag = self._window.tag_at(cursor.position)
-        if not tag and self._log.first <= cursor.position <= self._window.floor:
-            events = await self._log.read(cursor.position - 1, 1)
-            if events and events[0].position == cursor.position:
+    async def _tag_at(self, position: int) -> int:
+        """Return the tag of the event at `position`; 0 if it can no longer be had."""
+        tag = self._window.tag_at(position)
+        if not tag and self._log.first <= position <= self._window.floor:
+            events = await self._log.read(position - 1, 1)
+            if events and events[0].position == position:
                 tag = events[0].tag
-        return tag in (0, cursor.tag)
+        return tag
 
     async def _locate_time(self, time_ms: int) -> int:
         position = self._window.position_before(time_ms)
