@@ -1,0 +1,273 @@
+"""
+Messages and events: what an event is on the backbone, and which event a message is. Pure.
+
+An event travels as an AMQP message that any consumer understands: routing key = topic, body = data,
+`message_id`, `type`, `timestamp`, `expiration`, `content_type`, header `key`. What only replicas need is one
+header, `sluice`: the exact time, whether the producer chose the id, and who published it.
+
+A message without that header comes from somebody who knows nothing of us; the same properties are read from
+it, and what it lacks is made up the same way by every replica: its id from epoch and position.
+
+*Marks* are messages of the replicas themselves, published to the stream alone; see `gateway.stream_marks`.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from typing import Any, Final
+
+import msgspec
+
+from fanout.event import Event
+from gateway.amqp.frames import Delivery
+from gateway.amqp.properties import Properties, PropertiesError, encode, encode_headers
+from gateway.mint import DATA, DEFAULT_TYPE, Mint, time_text
+from gateway.payloads import content_type, payload
+from gateway.problems import Problem
+
+OFFSET: Final = b"x-stream-offset"
+HEADER: Final = b"sluice"
+STAMP: Final = b"timestamp_in_ms"
+"""
+What a broker adds that was told to stamp messages (`message_interceptors.incoming.set_header_timestamp`).
+"""
+DAY_MS: Final = 86_400_000
+EVENT: Final = b"e1"
+MARK: Final = b"m1"
+JSON: Final = b"application/json"
+BINARY: Final = b"application/octet-stream"
+MAX_SHORT: Final = 255
+"""Bytes of a short string: longer ids and types travel in headers."""
+
+_MEMBERS = re.compile(
+    rb'"topic":"(?:[^"\\]|\\.)*","id":("(?:[^"\\]|\\.)*"),"type":("(?:[^"\\]|\\.)*"),"time":"([^"]*)",'
+    rb'(?:"key":"(?:[^"\\]|\\.)*",)?"data(_base64)?":',
+    re.DOTALL,
+)
+_VALUE = msgspec.json.Decoder(msgspec.Raw)
+_NUMBER = re.compile(rb"[0-9]{1,15}")
+
+
+class NoEvent(ValueError):
+    """A message that cannot be an event; the sentence says why."""
+
+
+class Mark:
+    """
+    A message of the replicas themselves.
+
+    Args:
+        kind: what it says; see `gateway.stream_marks`.
+        epoch: the epoch it speaks of, empty if none.
+        nonce: its own name.
+    """
+
+    __slots__ = ("epoch", "kind", "nonce")
+
+    def __init__(self, kind: str, epoch: str, nonce: str) -> None:
+        self.kind = kind
+        self.epoch = epoch
+        self.nonce = nonce
+
+    def properties(self) -> bytes:
+        """Return the message's properties; its body is `null`."""
+        text = b";".join((MARK, self.kind.encode(), self.epoch.encode(), self.nonce.encode()))
+        return encode(JSON, encode_headers({HEADER: text}), type=b"sluice.mark")
+
+
+class Outgoing:
+    """
+    Makes messages of events.
+
+    Args:
+        origin: the name of this process on the stream; no `;` in it.
+    """
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin.encode()
+        self._types: dict[bytes, bytes] = {}
+        self._now = -1
+        self._time = b""
+
+    def message(self, event: Event, number: int) -> tuple[bytes, bytes, bytes]:
+        """Return routing key, properties and body of an event, the `number`th of this process."""
+        members = _MEMBERS.match(event.body)
+        assert members is not None, "the mint made it otherwise"
+        id, type, time, base64 = members.groups()
+        given = event.given_id
+        headers: dict[bytes, bytes | int] = {
+            HEADER: b"%b;%d;%c;%b;%d" % (EVENT, event.time, b"mg"[given is not None], self.origin, number)
+        }
+        if event.key is not None:
+            headers[b"key"] = event.key.encode()
+        if event.time != self._now:
+            self._now = event.time
+            self._time = time_text(event.time)
+        if time != self._time:
+            headers[b"time"] = time
+        name = id[1:-1] if given is None else given.encode()
+        kind = type[1:-1] if b"\\" not in type else msgspec.json.decode(type, type=str).encode()
+        if len(name) > MAX_SHORT:
+            headers[b"id"] = name
+        if len(kind) > MAX_SHORT:
+            headers[b"type"] = kind
+        data = event.body[members.end() :]
+        properties = encode(
+            BINARY if base64 else JSON,
+            encode_headers(headers),
+            expiration=b"%d" % (event.expires - event.time) if event.expires else None,
+            message_id=name if len(name) <= MAX_SHORT else None,
+            timestamp=event.time // 1000,
+            type=kind if len(kind) <= MAX_SHORT else None,
+        )
+        return event.topic.encode(), properties, b64decode(data[1:-1]) if base64 else data
+
+
+class Received:
+    """One message of the stream: its offset, and what it says."""
+
+    __slots__ = ("delivery", "mark", "minted", "number", "offset", "origin", "properties", "time")
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self.properties = properties = Properties(delivery.header)
+        headers = properties.headers
+        offset = headers.get(OFFSET)
+        if not isinstance(offset, int):
+            raise PropertiesError("it has no offset")
+        self.offset = offset
+        self.mark: Mark | None = None
+        self.minted = False  # the id is ours: nobody publishes it twice
+        self.origin: bytes | None = None  # which replica published it, None for others' messages
+        self.number = 0
+        self.time = 0  # when the replica took it in
+        ours = headers.get(HEADER)
+        if ours is not None:
+            self._read(ours)
+
+    def _read(self, ours: Any) -> None:
+        """Read our own header; one that is not as we write it counts as no header."""
+        if not isinstance(ours, bytes):
+            return
+        parts = ours.split(b";")
+        if parts[0] == EVENT and len(parts) == 5 and parts[1].isdigit() and parts[4].isdigit():
+            self.time = int(parts[1])
+            self.minted = parts[2] == b"m"
+            self.origin = parts[3]
+            self.number = int(parts[4])
+        elif parts[0] == MARK and len(parts) == 4 and not self.delivery.exchange and ours.isascii():
+            self.mark = Mark(*(part.decode() for part in parts[1:]))
+
+
+class Incoming:
+    """
+    Makes events of messages.
+
+    Args:
+        max_event_bytes: how long an event's JSON may be.
+    """
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self._mint = Mint(max_event_bytes, "")
+
+    def event(self, received: Received, epoch: str, earliest: int, latest: int) -> Event:
+        """
+        Return the event that a message is.
+
+        Args:
+            received: the message.
+            epoch: that of the log.
+            earliest: the time of the event before it, in ms: times never decrease along the log.
+            latest: when the message was in the stream at the latest; a producer's clock does not lead.
+
+        Raises:
+            NoEvent: it cannot be one.
+        """
+        try:
+            return self._event(received, epoch, earliest, latest)
+        except Problem as problem:
+            raise NoEvent(problem.detail) from None
+        except UnicodeDecodeError as problem:
+            raise NoEvent(f"one of its texts is not UTF-8: {problem.reason}") from None
+
+    def _event(self, received: Received, epoch: str, earliest: int, latest: int) -> Event:
+        delivery, properties = received.delivery, received.properties
+        headers = properties.headers
+        ours = received.origin is not None
+        if delivery.size != len(delivery.body):
+            raise NoEvent(f"its body has {delivery.size} bytes, more than an event may have")
+        name = properties.message_id or (headers.get(b"id") if headers else None)
+        kind = properties.type or (headers.get(b"type") if ours else None)
+        key = headers.get(b"key")
+        time = received.time or latest
+        shown: bytes | None = None
+        if ours:
+            shown = headers.get(b"time")
+        elif isinstance(stamped := headers.get(STAMP), int) and 0 < stamped < latest + DAY_MS:
+            time, shown = stamped, time_text(stamped)
+        elif properties.timestamp is not None:
+            time, shown = _told(properties.timestamp, latest)
+        position = received.offset + 1
+        now = min(max(time, earliest), max(latest, earliest))
+        if shown is None and now != time:
+            shown = time_text(time)
+        member, data = self._data(properties, delivery.body, ours=ours)
+        event = self._mint.event(
+            now,
+            delivery.key.decode(),
+            data,
+            _text(name, "message_id") if name else f"{epoch}-{position}",
+            _text(kind, "type") if kind else DEFAULT_TYPE,
+            _text(key, "key") if key else None,
+            time=shown,
+            member=member,
+        )
+        event.position = position
+        if not name or received.minted:
+            event.given_id = None
+        if properties.expiration is not None:
+            event.expires = time + _expiration(properties.expiration)
+        return event
+
+    def _data(self, properties: Properties, body: bytes, *, ours: bool) -> tuple[bytes, bytes | msgspec.Raw]:
+        """Return the member and the JSON value of a body."""
+        kind = properties.content_type
+        if ours and kind == JSON and body.isascii():  # what a replica published; checked all the same
+            try:
+                return DATA, _VALUE.decode(body)
+            except (msgspec.DecodeError, RecursionError) as problem:
+                raise NoEvent(f"its body is no JSON: {problem}") from None
+        if properties.content_encoding not in (None, b"", b"utf-8", b"UTF-8", b"identity"):
+            kind = BINARY  # compressed: passed on as it is
+        try:
+            return payload(content_type(kind), body)
+        except Problem:
+            if kind is not None and kind.startswith(b"application/"):
+                raise
+            # A text with a charset nobody knows, or that it does not have.
+            return payload(content_type(BINARY), body)
+
+
+def _told(timestamp: int, latest: int) -> tuple[int, bytes | None]:
+    """Return a producer's timestamp (seconds; some write milliseconds) as ms and as readers see it."""
+    time = timestamp * 1000 if timestamp < 100_000_000_000 else timestamp
+    if not 0 <= time < 253_402_300_800_000:  # beyond the year 9999: no time at all
+        return latest, None
+    return time, time_text(time)
+
+
+def _text(value: Any, what: str) -> str:
+    """Return a property or header that must be text."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise NoEvent(f"its {what} is no text")
+
+
+def _expiration(text: bytes) -> int:
+    """Return a time to live in ms."""
+    if not _NUMBER.fullmatch(text):
+        raise NoEvent("its expiration is no number of milliseconds")
+    return max(1, int(text))
