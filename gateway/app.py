@@ -15,7 +15,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 import uvloop
@@ -49,6 +49,9 @@ from gateway.starts import Locator
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe, SubscribeLimits
 
+if TYPE_CHECKING:
+    from gateway.stream_log import StreamLog
+
 DEMO: Final = next(  # beside the package in a checkout, inside it in a wheel
     (
         each
@@ -77,14 +80,18 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         folder = settings.data_folder
-        self.log: SqliteLog | StreamLog = _stream_log(settings) if settings.backbone else SqliteLog(
-            folder,
-            retention_seconds=settings.retention_seconds,
-            retention_bytes=settings.retention_bytes,
-            retention_events=settings.retention_events,
-            queue_bytes=settings.queue_bytes,
-            queue_events=settings.queue_events,
-            tail_bytes=settings.window_bytes,
+        self.log: SqliteLog | StreamLog = (
+            _stream_log(settings)
+            if settings.backbone
+            else SqliteLog(
+                folder,
+                retention_seconds=settings.retention_seconds,
+                retention_bytes=settings.retention_bytes,
+                retention_events=settings.retention_events,
+                queue_bytes=settings.queue_bytes,
+                queue_events=settings.queue_events,
+                tail_bytes=settings.window_bytes,
+            )
         )
         self.consumers = SqliteConsumers(folder)
         self.dedup = Dedup(settings.dedup_seconds, settings.dedup_events)
@@ -150,8 +157,12 @@ class Gateway:
         window = self.hub.window
         window.epoch = self.log.epoch
         window.begin(self.log.head, self.log.head_tag)
-        window.preload(await self.log.tail())
-        await self.intake.restore()
+        tail = await self.log.tail()
+        window.preload(tail)
+        if self.settings.backbone:
+            self.dedup.restore(tail)
+        else:
+            await self.intake.restore()
 
     async def _open_backbone(self) -> None:
         """Start the stream log; waits for the broker as long as it takes."""
@@ -339,23 +350,39 @@ async def _serve(settings: Settings) -> int:
         )
     except OSError as error:
         return _cannot(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
-    try:
-        await gateway.start()
-    except LogError as error:
-        return _cannot(str(error))
+    starting = asyncio.create_task(gateway.start())
+    await asyncio.wait((starting,), timeout=START_PATIENCE if settings.backbone else None)
+    if starting.done():
+        try:
+            starting.result()
+        except LogError as error:
+            return _cannot(str(error))
     address = listeners[0].getsockname()
     doorkeeper = Doorkeeper((address[0], address[1]), settings.max_header_bytes, settings.header_timeout)
-    watch = gateway.tasks.create_task(doorkeeper.run())
+    watch = asyncio.create_task(doorkeeper.run())
     gc.freeze()  # what is here now stays: the collector need not look at it again
     gc.set_threshold(10_000, 10, 20)  # connections are long-lived objects by the thousand, not garbage
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     sys.stderr.write(f"sluice: serving on http://{shown}:{address[1]}, data in {settings.data}\n")
+    server = Server(_server_config(gateway, doorkeeper), gateway.drain)
+    starting.add_done_callback(lambda done: _started(done, server))
     try:
-        await Server(_server_config(gateway, doorkeeper), gateway.drain).serve(listeners)
+        await server.serve(listeners)
     finally:
         watch.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait((starting,))
+            await gateway.log.close()
         await gateway.stop()
-    return 0
+    failed = not starting.cancelled() and starting.exception() is not None
+    return _cannot(str(starting.exception())) if failed else 0
+
+
+def _started(starting: asyncio.Task[None], server: Server) -> None:
+    """End a server whose gateway cannot start after all: the broker came, and refuses."""
+    if not starting.cancelled() and starting.exception() is not None:
+        server.should_exit = True
 
 
 def _server_config(gateway: Gateway, doorkeeper: Doorkeeper) -> uvicorn.Config:

@@ -157,7 +157,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str,
         _text(
             "Exchanges of the broker whose messages are events, each with a pattern: "
-            "`events:#,orders:order.*`. The first is made if it is not there, and gets what is published here.",
+            "`events:#,orders:order.*`. The first is made if need be, and gets what is published here.",
             "A producer needs to know nothing else.",
         ),
     ] = "events:#"

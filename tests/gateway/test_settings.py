@@ -184,7 +184,7 @@ def test_loopback_needs_no_permission(host: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "support"),
-    [("backbone", "amqp://me:hush@mq", "RabbitMQ"), ("store", "postgresql://me:hush@db", "PostgreSQL")],
+    [("store", "postgresql://me:hush@db", "PostgreSQL")],
 )
 def test_what_is_not_built_in_yet_is_refused_without_telling_passwords(
     name: str, value: str, support: str
