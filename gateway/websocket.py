@@ -16,13 +16,13 @@ import binascii
 import codecs
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import GeneratorType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from websockets.exceptions import InvalidHeader
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
-from websockets.frames import CloseCode, Frame, Opcode
+from websockets.frames import Frame, Opcode
 from websockets.headers import parse_extension
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
@@ -152,9 +152,6 @@ class DetachedWebSocket(Detached):
         if protocol is None:
             protocol = self.protocol = self._new_protocol()
         protocol.receive_data(data)
-        for event in protocol.events_received():
-            if isinstance(event, Frame):
-                self._frame(protocol, event)
         self._flush(protocol)
         if protocol.state is not OPEN:
             self._close_handshake(protocol)
@@ -162,28 +159,29 @@ class DetachedWebSocket(Detached):
             self.protocol = None
 
     def _new_protocol(self) -> ServerProtocol:
-        protocol = ServerProtocol(state=OPEN, max_size=self.max_message)
+        protocol = _FrameByFrame(self._frame, self.max_message)
         if self.deflate:
             protocol.extensions = [_deflate_extension()]
         return protocol
 
     def _frame(self, protocol: ServerProtocol, frame: Frame) -> None:
-        """Take one data frame; control frames were dealt with by the protocol."""
+        """
+        Take one frame.
+
+        Raises:
+            UnicodeDecodeError: it is part of a text and cannot be; the protocol fails with 1007 (RFC 6455 8.1).
+        """
+        if frame.opcode is Opcode.PING:
+            self._flush(protocol)  # the pong, before the answers to what follows
+            return
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
             self.message = _Fragments(text=frame.opcode is Opcode.TEXT)
         elif frame.opcode is not Opcode.CONT:
             return
-        if self.message is None:
-            return
-        try:
+        if self.message is not None:
             message = self.message.add(frame.data, last=frame.fin)
-        except UnicodeDecodeError as error:  # RFC 6455 8.1
-            self.message = None
-            protocol.fail(CloseCode.INVALID_DATA, error.reason)
-            return
-        if message is not None:
-            self.message = None
-            if protocol.state is OPEN:
+            if message is not None:
+                self.message = None
                 self.inbox.received(message)
 
     def _flush(self, protocol: ServerProtocol) -> None:
@@ -244,7 +242,32 @@ class DetachedWebSocket(Detached):
         """The transport is closed."""
         super().connection_lost(exc)
         self.unread = b""
+        self.protocol = None
         self.inbox.closed()
+
+
+class _FrameByFrame(ServerProtocol):
+    """
+    websockets' protocol, with each frame handed on the moment it has been read.
+
+    Collected and handed on later, messages in front of a broken frame would be lost, and pongs overtaken.
+
+    Args:
+        take: is given this protocol and the frame.
+        max_message: bytes a message may have.
+    """
+
+    def __init__(self, take: Callable[[ServerProtocol, Frame], None], max_message: int) -> None:
+        super().__init__(state=OPEN, max_size=max_message)
+        self._take = take
+
+    def recv_frame(self, frame: Frame) -> None:
+        """Process a frame."""
+        if frame.opcode is Opcode.CLOSE:
+            self.current_size = None  # it may come between fragments, as any control frame (RFC 6455 5.4)
+        super().recv_frame(frame)
+        self.events.clear()
+        self._take(self, frame)
 
 
 class _Fragments:
