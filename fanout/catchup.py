@@ -71,6 +71,14 @@ def joined(stretch: Stretch) -> Part:
     return Part(b"".join(stretch.frames), len(stretch.frames), stretch.upto)
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A stretch of the log that was read for those who are behind the window: all events behind `after`."""
+
+    after: int
+    events: list[Event]
+
+
 class Shared:
     """
     The parts made lately, for those who stand at the same place and want the same: clients that come back
@@ -149,21 +157,21 @@ class CatchUp:
             part = self._shared.keep(connection, stretch, now)
         return self._give(connection, part)
 
-    def feed_stored(self, connection: Connection, events: list[Event], now: int) -> Fed:
+    def feed_stored(self, connection: Connection, block: Block, now: int) -> Fed:
         """
-        Give a connection in CATCHING_UP the next part out of `events`, a stretch of the log that was read a
-        moment ago, perhaps for somebody else.
+        Give a connection in CATCHING_UP the next part out of a block that was read a moment ago, perhaps for
+        somebody else.
 
         Returns:
-            NEEDS_LOG when the stretch does not go on at its position (any more).
+            NEEDS_LOG when its position is not inside the block (any more).
         """
         if connection.position + 1 < self._first():
             return self.feed(connection, now)  # retention overtook it: a gap comes first
+        if not block.after <= connection.position < block.events[-1].position:
+            return Fed.NEEDS_LOG  # it went on, or was rewound, meanwhile
         part = self._shared.find(connection, now)
         if part is None:
-            behind = [event for event in events if event.position > connection.position]
-            if not behind or behind[0].position > connection.position + 1:
-                return Fed.NEEDS_LOG  # it was rewound meanwhile, or retention is ahead of `first`
+            behind = [event for event in block.events if event.position > connection.position]
             wanted, limits = self.hub.wanted(connection), self._limits(now)
             stretch = self.hub.window.read_stored(behind, wanted, connection.wire, limits)
             part = self._shared.keep(connection, stretch, now)

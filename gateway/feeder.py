@@ -15,10 +15,9 @@ import time
 from collections import deque
 from typing import Final
 
-from fanout.catchup import CatchUp, Fed
+from fanout.catchup import Block, CatchUp, Fed
 from fanout.closing import LOG_FAILED
 from fanout.connection import Connection, State
-from fanout.event import Event
 from gateway.log import Log, LogDamaged, LogError
 
 SLICE_SECONDS: Final = 0.002
@@ -92,7 +91,7 @@ class Feeder:
             return
         position = oldest.position
         try:
-            block = await self._log.read(position, BLOCK_BYTES)
+            events = await self._log.read(position, BLOCK_BYTES)
         except LogDamaged as error:
             self._skip(oldest, error)
             return
@@ -101,22 +100,23 @@ class Feeder:
             del self._waiting[oldest]
             oldest.sink.close(LOG_FAILED)
             return
-        if not block or block[-1].position <= position:  # retention or the window overtook it
+        if not events:  # retention overtook it
             self._leave(oldest)
             return
-        inside = [each for each in self._waiting if position <= each.position < block[-1].position]
-        await self._feed_block(block, inside)
+        inside = [each for each in self._waiting if position <= each.position < events[-1].position]
+        await self._feed_block(Block(position, events), inside)
 
     def _skip(self, connection: Connection, damage: LogDamaged) -> None:
         """A part of the log is lost: announce a gap and go on behind it, if it is known where that is."""
         logger.error("log.damaged: %s", damage)
-        if damage.last is None:
-            del self._waiting[connection]
+        if connection.state is State.CATCHING_UP and damage.last is not None:
+            if self._catchup.gap(connection, "expired", damage.last):
+                return
+        elif connection.state is State.CATCHING_UP:
             connection.sink.close(LOG_FAILED)
-        elif not self._catchup.gap(connection, "expired", damage.last):
-            del self._waiting[connection]
+        del self._waiting[connection]
 
-    async def _feed_block(self, block: list[Event], connections: list[Connection]) -> None:
+    async def _feed_block(self, block: Block, connections: list[Connection]) -> None:
         """
         Feed `connections` from one block, in turns and in slices of time, until each has all of it or is
         full.
@@ -131,13 +131,11 @@ class Feeder:
             now = time.time_ns() // 1_000_000
             if connection.position >= self._catchup.hub.window.floor:
                 self._leave(connection)
-            elif connection.position >= block[-1].position:
-                self._next_block(connection)
             else:
                 fed = self._catchup.feed_stored(connection, block, now)
                 if fed is Fed.MORE:
                     turns.append(connection)
-                elif fed is Fed.NEEDS_LOG:  # it was rewound meanwhile
+                elif fed is Fed.NEEDS_LOG:
                     self._next_block(connection)
                 else:
                     self._waiting.pop(connection, None)

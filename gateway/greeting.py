@@ -27,11 +27,12 @@ def greeting_of(streams: Streams, connection: Connection, place: Place) -> bytes
     """Return the first frames of a connection that begins at `place`."""
     wire = connection.wire
     cursor = place.cursor or streams.hub.window.cursor(place.position)
+    begin = place.reset or cursor  # until it has read of the reset, a client keeps the cursor that it had
     if wire in SSE_WIRES:
-        block = sse_block(cursor, None, None, streams.retry_ms())
+        block = sse_block(begin, None, None, streams.retry_ms())
         greeting = chunk(block) if wire is Wire.SSE_CHUNKED else block
     else:
-        members = b'"connection":"%b","cursor":"%b"' % (connection.name.encode(), cursor.encode())
+        members = b'"connection":"%b","cursor":"%b"' % (connection.name.encode(), begin.encode())
         greeting = control_frame(wire, "welcome", members)
     if place.reset is not None:
         streams.count_reset(connection)

@@ -88,6 +88,9 @@ class Log(Protocol):
         """
         Return retained events with a position greater than `after`, oldest first, about `max_bytes` of them,
         at least one.
+
+        If retention has taken some of those asked for, `first` says so by the time this returns: so a block
+        that does not begin right behind `after`, while `first` is no further, has just nothing there.
         """
 
     async def find_time(self, time_ms: int) -> int:

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from fanout.catchup import gap_members
 from fanout.closing import CloseReason
 from fanout.connection import Connection
+from fanout.event import Event
 from fanout.frames import Wire
 from fanout.hub import Hub
 from fanout.selection import Selection
@@ -118,7 +119,9 @@ class Poller:
     async def _collect(self, selection: Selection, place: Place, limit: int) -> Answer:
         """Take what `selection` picks behind `place`, at most `limit` events, from log and window."""
         window = self.hub.window
-        gap, place = self._gap_before(place)
+        gap = None
+        if place.reset is not None:
+            gap, place = self._gap("reset", Place(place.position, cursor=place.reset), place.position)
         frames: list[bytes] = []
         size = 0
         more = True
@@ -129,18 +132,16 @@ class Poller:
                 place, more = Place(stretch.upto), stretch.more
                 if more and not stretch.frames:
                     await asyncio.sleep(0)  # a long stretch without a match must not hold up the others
-            elif place.position + 1 < self._log.first:
-                break  # retention overtook us: the next poll is told
             else:
-                try:
-                    events = await self._log.read(place.position, BLOCK_BYTES)
-                except LogDamaged as error:
-                    if error.last is None or frames or gap is not None:
-                        raise
-                    gap, place = self._gap("expired", place, error.last)
-                    continue
+                lost, events = await self._read_log(place)
+                if lost is not None:
+                    if frames or gap is not None:
+                        break  # the next poll is told
+                    gap, place = self._gap("expired", place, lost)
+                elif not events:
+                    place = Place(window.floor)  # there never was anything
                 if not events:
-                    break
+                    continue
                 stretch = window.read_stored(events, selection, Wire.JSON, limits)
                 last = next(event for event in reversed(events) if event.position <= stretch.upto)
                 place = Place(stretch.upto, cursor=window.cursor_of(last))
@@ -148,15 +149,24 @@ class Poller:
             size += sum(map(len, stretch.frames))
         return Answer(frames, place, more and place.position < window.head, gap)
 
-    def _gap_before(self, place: Place) -> tuple[bytes | None, Place]:
-        """Return the gap that a client at `place` is to be told of first, and where it goes on."""
+    async def _read_log(self, place: Place) -> tuple[int | None, list[Event]]:
+        """
+        Read the log behind `place`, where the window does not reach.
+
+        Returns:
+            The position up to which what was asked for is lost, if it is, or else the events there.
+        """
         window = self.hub.window
-        if place.reset is not None:
-            gap = gap_members("reset", place.reset, window.cursor(place.position))
-            return gap, Place(place.position)
-        if place.position < window.floor and place.position + 1 < self._log.first:
-            return self._gap("expired", place, min(self._log.first - 1, window.floor))
-        return None, place
+        if place.position + 1 >= self._log.first:
+            try:
+                events = await self._log.read(place.position, BLOCK_BYTES)
+            except LogDamaged as error:
+                if error.last is None:
+                    raise
+                return error.last, []
+            if place.position + 1 >= self._log.first:
+                return None, events
+        return min(self._log.first - 1, window.floor), []  # retention took it, perhaps just now
 
     def _gap(self, reason: str, place: Place, end: int) -> tuple[bytes, Place]:
         return gap_members(reason, self._text(place), self.hub.window.cursor(end)), Place(end)

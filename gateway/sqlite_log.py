@@ -195,7 +195,10 @@ class SqliteLog:
             LogDamaged: what is stored there is damaged.
             LogUnavailable: it cannot be read, or the log is closed.
         """
-        return await self._reading().read(max(after + 1, self.first), self.head, max_bytes)
+        events = await self._reading().read(max(after + 1, self.first), self.head, max_bytes)
+        if events and events[0].position > after + 1:  # positions have no holes: retention was there just now
+            self.first = max(self.first, events[0].position)
+        return events
 
     async def find_time(self, time_ms: int) -> int:
         """Return the position of the last event older than `time_ms`; see `Log.find_time`."""

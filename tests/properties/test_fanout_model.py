@@ -223,10 +223,6 @@ def test_promises_hold_for_long_lives(seed: int) -> None:
         raise
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="gateway.greeting names the new place before the gap; it should still name the old cursor",
-)
 def test_a_reset_is_told_also_when_the_greeting_is_cut() -> None:
     """A client with a cursor of another log is never moved on in silence, wherever its line breaks."""
     for portion in range(1, 300):
@@ -239,10 +235,6 @@ def test_a_reset_is_told_also_when_the_greeting_is_cut() -> None:
         world.leave(client, portion)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="gateway.polling takes a block that begins behind its position for the one it asked for",
-)
 def test_a_poll_is_told_what_retention_deleted_just_now() -> None:
     """A poll that reads the log between retention's deleting and its saying so tells of the gap."""
     world = World(Bounds(window_events=1))

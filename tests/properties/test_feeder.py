@@ -43,12 +43,12 @@ class SlowLog:
         self._dice = dice
 
     async def read(self, after: int, max_bytes: int) -> list[Event]:
-        block = self._log.stretch(after, max_bytes)
+        block = self._log.block(after, max_bytes).events
         for _ in range(self._dice.choice((0, 0, 1, 3, 10))):
             await asyncio.sleep(0)
         if self._dice.random() < 0.01:
             raise LogUnavailable("the disk is on fire", 1.0)
-        return block if self._dice.random() < 0.5 else self._log.stretch(after, max_bytes)
+        return block if self._dice.random() < 0.5 else self._log.block(after, max_bytes).events
 
 
 class RunningWorld(World):

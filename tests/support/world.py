@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
-from fanout.catchup import CatchUp, Fed
+from fanout.catchup import Block, CatchUp, Fed
 from fanout.connection import Connection, Overflow, State
 from fanout.cursor import Cursor, parse_start
 from fanout.event import OVERHEAD_BYTES, Event
@@ -99,9 +99,7 @@ class World:
         self.whole_greetings = whole_greetings
         self.clients: list[Client] = []
         self.now = BEGINNING
-        self.blocks: list[
-            list[Event]
-        ] = []  # stretches of the log that the feeder read, some of them a while ago
+        self.blocks: list[Block] = []  # that the feeder read, some of them a while ago
         self._epochs = 0
         self._numbers = 0  # of events
         self._live = False  # the hub is writing
@@ -268,6 +266,7 @@ class World:
             sent.append(message)
 
         at_once(self.poller.answer(request, place, {}, cast("Any", None), send))
+        moment = replace(moment, lost=self.moment().lost)  # reading the log may have shown what is gone
         answer = json.loads(sent[1]["body"])
         assert len(answer["events"]) <= limit
         client.reading.poll(Message("poll", answer["cursor"], answer), moment)
@@ -352,14 +351,15 @@ class World:
             return
         connection = client.link.connection
         if self._feed(client.link) is Fed.NEEDS_LOG:
-            block = self.log.stretch(connection.position, 2000)
-            self._fed(connection, self.catchup.feed_stored(connection, block, self.now))
+            block = self.log.block(connection.position, 2000)
+            if block.events:
+                self._fed(connection, self.catchup.feed_stored(connection, block, self.now))
 
     def read_block(self, client: Client, max_bytes: int) -> None:
         """The feeder reads the log for a connection, which may get it much later, as may others."""
         if client.link is not None:
-            block = self.log.stretch(self.hub.position(client.link.connection), max_bytes)
-            self.blocks = [*self.blocks[-2:], block] if block else self.blocks
+            block = self.log.block(self.hub.position(client.link.connection), max_bytes)
+            self.blocks = [*self.blocks[-2:], block] if block.events else self.blocks
 
     def feed_block(self, client: Client, at: int) -> None:
         """The feeder gives a connection a stretch of the log that it read some time ago."""
