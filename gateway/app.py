@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -30,10 +29,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fanout.catchup import CatchUp
 from fanout.hub import Hub
 from fanout.window import Window
+from gateway import logs
 from gateway.consumers import SqliteConsumers
 from gateway.dedup import Dedup
 from gateway.drain import Drain
 from gateway.feeder import Feeder
+from gateway.files import raise_limit, room_for_connections
 from gateway.intake import Intake
 from gateway.keepalive import Keepalive
 from gateway.log import LogError
@@ -65,8 +66,6 @@ OPEN_EARLY: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 START_PATIENCE: Final = 3.0
 """Seconds for which a start waits for the broker before the server opens without it, to say so."""
-
-logger = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -189,7 +188,7 @@ class Gateway:
             reasons.append("starting")
         if self.drain.draining:
             reasons.append("draining")
-        if not isinstance(self.log, SqliteLog) and (trouble := self.log.trouble()) is not None:
+        if (trouble := self.log.trouble()) is not None:
             reasons.append(trouble)
         return reasons
 
@@ -226,7 +225,7 @@ class Gateway:
         )
         limits = SubscribeLimits(
             settings.max_topics,
-            settings.max_connections,
+            settings.max_connections or room_for_connections(),
             settings.max_message_bytes,
             settings.websocket_deflate,
         )
@@ -335,10 +334,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
 def serve(settings: Settings) -> int:
     """Run the server until it is told to stop; return the exit code."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logs.configure(settings.log_level)
+    raise_limit()
     return uvloop.run(_serve(settings))
 
 

@@ -38,16 +38,21 @@ class Drain:
         self._poller = poller
         self._seconds = seconds
 
-    async def __call__(self) -> None:
-        """Drain; returns when the connections are gone, or were given the time to go."""
+    async def __call__(self, *, hurried: bool = False) -> None:
+        """
+        Drain; returns when the connections are gone, or were given the time to go.
+
+        With connections it takes the whole drain time, however few they are: a load balancer is to see that
+        the replica is not ready before the port is closed. `hurried` sends all away at once.
+        """
         self.draining = self._streams.draining = True
         sinks = list(self._streams.sinks)
         random.shuffle(sinks)
-        share = -(-len(sinks) // WAVES) or 1
-        for begin in range(0, len(sinks), share):
-            for sink in sinks[begin : begin + share]:
+        waves = 1 if hurried or not sinks else WAVES
+        for wave in range(waves):
+            for sink in sinks[wave::waves]:
                 sink.close(DRAINING)
-            await asyncio.sleep(self._seconds / WAVES)
+            await asyncio.sleep(0 if waves == 1 else self._seconds / waves)
         for sink in list(self._streams.sinks):  # those that came meanwhile
             sink.close(DRAINING)
         self._poller.drain()

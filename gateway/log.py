@@ -96,5 +96,8 @@ class Log(Protocol):
     async def find_time(self, time_ms: int) -> int:
         """Return the position of the last event accepted before `time_ms`; `first - 1` if there is none."""
 
+    def trouble(self) -> str | None:
+        """Return why events cannot be stored at the moment; None when they can, as far as is known."""
+
     async def close(self) -> None:
         """Make everything queued durable and close. Idempotent."""

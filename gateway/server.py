@@ -15,7 +15,7 @@ import logging
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.utils import is_ssl
 
 from gateway.detached import tune
+from gateway.drain import Drain
 from gateway.problems import ClientGone, Problem
 from gateway.subscribe import DETACH
 
@@ -317,8 +318,9 @@ class Server(uvicorn.Server):
         drain: tells the streaming connections to go, and waits until they have.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
         super().__init__(config)
+        self.hurried = False  # somebody pressed Ctrl+C and waits
         self._drain = drain
 
     @contextlib.contextmanager
@@ -330,16 +332,20 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         handled = (signal.SIGTERM, signal.SIGINT)
         for number in handled:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(number, self._asked_to_exit, number)
         try:
             yield
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)
 
+    def _asked_to_exit(self, number: int) -> None:
+        self.hurried = number == signal.SIGINT
+        self.handle_exit(number, None)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, unless a second SIGINT says that nobody wants to wait; then shut down as uvicorn does."""
-        draining = asyncio.ensure_future(self._drain())
+        draining = asyncio.ensure_future(self._drain(hurried=self.hurried))
         while not draining.done() and not self.force_exit:
             await asyncio.wait((draining,), timeout=0.1)
         draining.cancel()

@@ -45,6 +45,9 @@ Memory for decoded blocks: dozens of them, so that readers at different places d
 SURPLUS_BYTES = 4 * 1024 * 1024
 """When the log exceeds its bound by so much, retention does not wait for its time."""
 
+TROUBLE_SECONDS = 10.0
+"""How long a failed commit is held against the log when nobody tries another."""
+
 RETRY_BUSY = 1.0
 RETRY_FAILED = 2.0
 RETRY_CLOSED = 5.0
@@ -144,7 +147,8 @@ class SqliteLog:
         # Counters, as in LogStatistics.
         self._commits = self._events = self._bytes = self._failures = 0
         self._commit_ms = 0.0
-        self._failing = False  # so that a full disk is logged once, not per call
+        self._trouble: str | None = None  # why the last commit failed; logged once, not per call
+        self._failed_at = 0.0
 
     async def start(self, deliver: Deliver) -> None:
         """
@@ -212,6 +216,14 @@ class SqliteLog:
         if events is None or self._commits:
             events = await self._reading().ask(lambda rows: rows.newest(self._tail_bytes))
         return [event for event in events if self.first <= event.position <= self.head]
+
+    def trouble(self) -> str | None:
+        """
+        Return why the log cannot store at the moment; None when it can, as far as is known.
+
+        Nobody may publish to a replica that is not ready, so it is not known for long.
+        """
+        return self._trouble if time.monotonic() < self._failed_at + TROUBLE_SECONDS else None
 
     def statistics(self) -> LogStatistics:
         """Return what there is to do, and what was done."""
@@ -307,9 +319,10 @@ class SqliteLog:
         self._drop(calls)
         self._failures += 1
         reason = _reason(error)
-        if not self._failing:
+        if self._trouble is None:
             log.error("log.commit_failed", extra={"reason": reason})
-        self._failing = True
+        self._trouble = reason
+        self._failed_at = time.monotonic()
         for call in calls:
             if not call.future.done():
                 call.future.set_exception(LogUnavailable(reason, RETRY_FAILED))
@@ -321,9 +334,9 @@ class SqliteLog:
         self._committed_bytes = end.size - self._end.size
         self._bytes += self._committed_bytes
         self._commit_ms = seconds * 1000
-        if self._failing:
+        if self._trouble is not None:
             log.info("log.recovered")
-        self._failing = False
+        self._trouble = None
 
     def _drop(self, calls: list[_Call]) -> None:
         """Count calls as not queued any more."""

@@ -69,6 +69,9 @@ class MemoryLog:
     async def find_time(self, time_ms: int) -> int:
         return self.first - 1 + bisect_left(self.events, time_ms, key=lambda event: event.time)
 
+    def trouble(self) -> str | None:
+        return None if self._failure is None else str(self._failure)
+
     async def close(self) -> None:
         self.release()
         self.commit()
