@@ -81,6 +81,14 @@ class Ping(_Operation, tag="ping"):
     """Ask for a sign of life."""
 
 
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A message that is no operation; its refusal waits for its turn."""
+
+    problem: Problem
+    ref: msgspec.Raw
+
+
 Operation = Subscribe | Unsubscribe | Publish | Ack | Ping
 
 _decoder: Final = msgspec.json.Decoder(Operation)
@@ -141,27 +149,14 @@ class Session:
         self._connection = connection
         self._consumer = consumer
         self._reader = reader
-        self._pending: deque[Operation] | None = None
+        self._pending: deque[Operation | Mistake] | None = None
         self._worker: asyncio.Task[None] | None = None
 
     # --- the inbox ------------------------------------------------------------------------------------------
 
     def received(self, message: str | bytes) -> None:
         """Take a message."""
-        if isinstance(message, bytes):
-            problem = Problem(422, "operations are text messages with JSON; this one was binary")
-            self._refuse(problem, msgspec.Raw(b""))
-            return
-        try:
-            operation = _decoder.decode(message)
-        except msgspec.ValidationError as error:
-            self._refuse(Problem(422, str(error)), _ref_in(message))
-        except msgspec.DecodeError as error:
-            self._refuse(Problem(400, f"the message is no JSON: {error}"), msgspec.Raw(b""))
-        except RecursionError:
-            self._refuse(Problem(400, "the message is nested too deeply"), msgspec.Raw(b""))
-        else:
-            self._take(operation)
+        self._take(_read(message))
 
     def busy(self) -> bool:
         """Tell whether enough operations are waiting."""
@@ -171,10 +166,13 @@ class Session:
         """The connection is over; what waits is dropped, what was begun is finished."""
         self._pending = None
 
-    def _take(self, operation: Operation) -> None:
+    def _take(self, operation: Operation | Mistake) -> None:
         if self._pending is None:
             if isinstance(operation, Ping):
                 self._answer("pong", operation.ref)
+                return
+            if isinstance(operation, Mistake):
+                self._refuse(operation.problem, operation.ref)
                 return
             self._pending = deque()
         self._pending.append(operation)
@@ -207,9 +205,11 @@ class Session:
 
     # --- the operations -------------------------------------------------------------------------------------
 
-    async def _carry_out(self, operation: Operation) -> None:
+    async def _carry_out(self, operation: Operation | Mistake) -> None:
         try:
             match operation:
+                case Mistake():
+                    self._refuse(operation.problem, operation.ref)
                 case Ping():
                     self._answer("pong", operation.ref)
                 case Subscribe():
@@ -317,6 +317,23 @@ def _topics(patterns: tuple[str, ...]) -> bytes:
 
 def _ref_member(ref: msgspec.Raw) -> bytes:
     return b'"ref":' + bytes(ref).replace(b"\n", b" ").replace(b"\r", b" ") if bytes(ref) else b""
+
+
+def _read(message: str | bytes) -> Operation | Mistake:
+    """Return the operation that a message is."""
+    ref = msgspec.Raw(b"")
+    try:
+        if isinstance(message, str):
+            operation: Operation = _decoder.decode(message)
+            return operation
+        problem = Problem(422, "operations are text messages with JSON; this one was binary")
+    except msgspec.ValidationError as error:
+        problem, ref = Problem(422, str(error)), _ref_in(message)
+    except msgspec.DecodeError as error:
+        problem = Problem(400, f"the message is no JSON: {error}")
+    except RecursionError:
+        problem = Problem(400, "the message is nested too deeply")
+    return Mistake(problem, ref)
 
 
 def _ref_in(message: str | bytes) -> msgspec.Raw:

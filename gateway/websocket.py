@@ -16,11 +16,11 @@ import binascii
 import codecs
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import GeneratorType
 from typing import TYPE_CHECKING, Final, Protocol
 
-from websockets.exceptions import InvalidHeader
+from websockets.exceptions import InvalidHeader, NegotiationError
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 from websockets.headers import parse_extension
@@ -35,6 +35,7 @@ from gateway.problems import Problem
 
 if TYPE_CHECKING:
     from websockets.extensions import Extension
+    from websockets.typing import ExtensionParameter
 
     from gateway.streams import Streams
 
@@ -169,7 +170,7 @@ class DetachedWebSocket(Detached):
         Take one frame.
 
         Raises:
-            UnicodeDecodeError: it is part of a text and cannot be; the protocol fails with 1007 (RFC 6455 8.1).
+            UnicodeDecodeError: it cannot be part of a text; the protocol fails with 1007 (RFC 6455 8.1).
         """
         if frame.opcode is Opcode.PING:
             self._flush(protocol)  # the pong, before the answers to what follows
@@ -366,7 +367,7 @@ def _negotiate(offers: bytes) -> str:
     for name, parameters in parsed:
         given = dict(parameters)
         window = given.get("server_max_window_bits")
-        if name != "permessage-deflate" or not _window_fits(window):
+        if name != "permessage-deflate" or not _is_valid(parameters) or not _window_fits(window):
             continue
         answer = ["permessage-deflate", "server_no_context_takeover", "client_no_context_takeover"]
         if window is not None:
@@ -375,11 +376,18 @@ def _negotiate(offers: bytes) -> str:
     return ""
 
 
+def _is_valid(parameters: Sequence[ExtensionParameter]) -> bool:
+    """Tell whether an offer's parameters are known, given once and within their ranges (RFC 7692 7.1)."""
+    try:
+        ServerPerMessageDeflateFactory().process_request_params(parameters, [])
+    except NegotiationError:
+        return False
+    return True
+
+
 def _window_fits(window: str | None) -> bool:
     """Tell whether a peer that decodes with at most this window (bits) can read our shared frames."""
-    return window is None or (
-        window.isdecimal() and DEFLATE_WINDOW_BITS <= int(window) <= 15
-    )  # RFC 7692 7.1.2
+    return window is None or int(window) >= DEFLATE_WINDOW_BITS
 
 
 def _deflate_extension() -> Extension:
