@@ -55,7 +55,7 @@ RETRY_DOWN: Final = 2.0
 RETRY_CLOSED: Final = 5.0
 """Seconds after which a refused producer should try again."""
 
-BACK_OFF: Final = (0.1, 5.0)
+BACK_OFF: Final = (0.1, 3.0)
 """Seconds before the first and, doubled each time, before later attempts to connect; half of it is random."""
 
 VERIFY_SECONDS: Final = 5.0
@@ -521,7 +521,7 @@ class StreamLog:
         reading.go(self._read_live)
 
     async def _read_tail(self, oldest: int, end: int) -> tuple[list[Received], int]:
-        """Return the messages before offset `end` that the window has room for, and the first one's offset."""
+        """Return the messages before offset `end` for the window, and the first one's offset."""
         start = max(oldest, end - SAMPLE)
         tail = await self._read_range(start, end)
         if start > oldest and tail:

@@ -148,12 +148,14 @@ async def _step(connection: AbstractConnection, step: Any, what: str) -> None:
             f"{what}: this user may not ({_text(error)}); it needs the permissions configure, write and read"
         ) from None
     except ChannelNotFoundEntity as error:
+        if "inaccessible" in _text(error):  # it is there, and its node is just starting
+            raise LinkError(f"{what} is not available yet ({_text(error)})") from None
         raise LinkRefused(f"{what}: there is no such thing ({_text(error)}); create it first") from None
     if not channel.is_closed:
         await channel.close()
 
 
 def _text(error: BaseException) -> str:
-    """Return what the broker said."""
-    reason = getattr(error, "reason", None)
-    return (str(reason or error) or type(error).__name__).removeprefix("PRECONDITION_FAILED - ")
+    """Return what the broker said, without the name of its code."""
+    said = str(error.args[0]) if error.args else type(error).__name__
+    return said.partition(" - ")[2] or said
