@@ -93,7 +93,8 @@ class Feeder:
         try:
             events = await self._log.read(position, BLOCK_BYTES)
         except LogDamaged as error:
-            self._skip(oldest, error)
+            if oldest.position == position:  # it was not rewound meanwhile
+                self._skip(oldest, error)
             return
         except LogError as error:
             logger.warning("log.read_failed: position %d: %s", position, error)

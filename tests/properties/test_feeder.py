@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Final, cast
 
 import pytest
@@ -19,11 +20,12 @@ from fanout.event import Event
 from fanout.frames import Wire
 from gateway import feeder
 from gateway.feeder import Feeder
-from gateway.log import Log, LogUnavailable
+from gateway.log import Log, LogDamaged, LogUnavailable
 from gateway.streams import Streams
 from tests.support.dice import Dice
 from tests.support.fakes import Moment
 from tests.support.model import ModelLog
+from tests.support.readers import messages_in
 from tests.support.world import Bounds, Draft, World
 
 STEPS: Final = 300
@@ -141,5 +143,50 @@ async def test_the_loop_goes_on_while_a_log_in_memory_is_read() -> None:
         await asyncio.sleep(0)
         world.take(client, 1 << 30)
     assert len(set(reached)) > 15, f"from turn to turn of the loop it got to {reached}"
+    assert world.runs is not None
+    world.runs.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until `condition` holds."""
+    for _ in range(TURNS):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never happens")
+
+
+class DamagedLog:
+    """A log whose events from 3 to 5 are lost; asked for them, it takes a turn to find out."""
+
+    def __init__(self, log: ModelLog) -> None:
+        self._log = log
+        self.asked = 0
+
+    async def read(self, after: int, max_bytes: int) -> list[Event]:
+        if 2 <= after < 5:
+            self.asked += 1
+            await asyncio.sleep(0)
+            raise LogDamaged("the events 3 to 5 fail their checksum", 5)
+        return [event for event in self._log.stretch(after, max_bytes) if not event.position >= 3]
+
+
+async def test_damage_costs_only_what_is_damaged() -> None:
+    """Who goes back while the log finds a part lost gets what is before it, and a gap for that part alone."""
+    world = RunningWorld(Bounds(window_events=1), random.Random(0))
+    log = DamagedLog(world.log)
+    world.feeder._log = cast("Log", log)
+    world.publish([Draft(topic) for topic in ("a", "b", "b", "b", "b", "b")])
+    client = world.arrive(["b"], Wire.WEBSOCKET, "earliest", 1 << 20)
+    link = client.link
+    assert link is not None
+    await until(lambda: log.asked > 0)
+    world.hub.subscribe(link.connection, ["a"], 0)
+    await until(lambda: link.connection.state is State.LIVE)
+    words = [
+        message.cursor if message.kind == "event" else message.members.get("from")
+        for message in messages_in(Wire.WEBSOCKET, link.sink.bytes_taken())
+    ]
+    assert [str(word).split("-")[1] for word in words[1:]] == ["2", "1", "2", "6"]
     assert world.runs is not None
     world.runs.cancel()
