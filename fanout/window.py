@@ -8,6 +8,7 @@ one run of events per topic, so a client of one topic out of many reads only wha
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -134,14 +135,14 @@ class Window:
     Args:
         epoch: that of the log.
         max_bytes: what the events, with overhead and cached frames, may cost.
-        max_events: how many there may be.
+        max_events: how many there may be; 0 is any number.
         max_age_ms: how old they may get; 0 is any age.
     """
 
     def __init__(self, epoch: str, max_bytes: int, max_events: int, max_age_ms: int = 0) -> None:
         self.epoch = epoch
         self.max_bytes = max_bytes
-        self.max_events = max_events
+        self.max_events = max_events or sys.maxsize
         self.max_age_ms = max_age_ms
         self.bytes = 0
         self.head = 0  # position of the newest event of the log

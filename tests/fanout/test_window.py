@@ -133,7 +133,6 @@ def test_its_bytes_are_what_its_events_cost() -> None:
     stretch = window.read(ALL, Wire.SSE, 0, NO_LIMITS)
     window.read(ALL, Wire.SSE, 0, NO_LIMITS)  # a frame that is there costs nothing more
     assert window.bytes == 3 * OVERHEAD_BYTES + bodies + sum(map(len, stretch.frames))
-    window.max_events = 0
     window.max_bytes = 0
     window.evict(0)
     assert (window.bytes, len(window), window.topics()) == (0, 0, {})
@@ -154,6 +153,11 @@ def test_the_oldest_goes_first() -> None:
     assert window.topics() == {"a": 1, "c": 1}
     assert positions(window, after=2) == [3, 4]
     assert positions(window, Selection(["a", "b"]), after=2) == [3]
+
+
+def test_any_number() -> None:
+    """A bound of 0 events is no bound."""
+    assert len(window_of(*"aaaaa", max_events=0)) == 5
 
 
 def test_the_bound_of_bytes() -> None:
