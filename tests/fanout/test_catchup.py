@@ -283,7 +283,7 @@ def test_latest_begins_its_gap_where_the_client_is() -> None:
 
 
 def test_latest_keeps_to_the_buffer() -> None:
-    """The newest events and the gaps between come in parts of `buffer_bytes`, each with what is newest then."""
+    """Newest events and gaps come in parts of `buffer_bytes`, each with what is newest then."""
     stage = Stage(buffer_bytes=400)
     connection, sink = fallen(stage, Overflow.LATEST)
     for number in range(6):
