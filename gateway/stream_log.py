@@ -753,7 +753,7 @@ class StreamLog:
                 await self._probe()
                 at = max(at, min(self.first, position) - 1)  # retention took what is before
             holes = range(at + 1, position)
-            events += [_nothing(hole, earliest or self._time_at(hole)) for hole in holes]
+            events += [_nothing(hole, earliest) for hole in holes]
             event = self._older(received, earliest)
             earliest = event.time
             events.append(event)
@@ -770,7 +770,7 @@ class StreamLog:
             with contextlib.suppress(NoEvent, PropertiesError):
                 skew = SKEW_MS if received.origin is not None else 0
                 return self._incoming.event(received, self.epoch, earliest, latest + skew)
-        return _nothing(position, earliest or latest)
+        return _nothing(position, earliest)
 
     def _fetched(self, key: tuple[int, int], done: asyncio.Future[list[Event]]) -> None:
         """Keep a part for those who read the same."""
