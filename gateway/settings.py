@@ -389,6 +389,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name, refused, why in _REFUSALS:
             if refused(self):
                 raise SettingsError(name, why.format(value=getattr(self, name)))
+        if self.backbone:
+            _check_address(self.backbone)
 
     @property
     def data_folder(self) -> Path | None:
@@ -488,6 +490,16 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _check_address(text: str) -> None:
+    """Refuse an address of a broker that is none, without repeating it: it may hold a password."""
+    from gateway.amqp.address import Address, AddressError  # noqa: PLC0415  (nobody else pays for it)
+
+    try:
+        Address.parse(text)
+    except AddressError as error:
+        raise SettingsError("backbone", str(error)) from None
+
+
 # Without the value: it may hold a password.
 _NOT_BUILT_IN = "this needs the {} support, which is not built in yet; leave it empty and all is embedded"
 
@@ -497,11 +509,6 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
         "host",
         lambda s: not s.insecure and not _is_loopback(s.host),
         "{value} can be reached from other machines and nobody is asked who they are: only with --insecure",
-    ),
-    (
-        "backbone",
-        lambda s: s.backbone != "" and not s.backbone.startswith(("amqp://", "amqps://")),
-        "the address of a broker begins with amqp:// or amqps://",
     ),
     ("stream", lambda s: not 0 < len(s.stream.encode()) <= 200, "a stream has a name of 1 to 200 bytes"),
     (
