@@ -21,7 +21,7 @@ serve: $(INSTALLED)  ## run the gateway at http://127.0.0.1:8000; ARGS="--port 9
 	@exec $(VENV)/bin/sluice serve $(ARGS)
 
 test: $(INSTALLED)  ## run all tests; ARGS="-k cursor" narrows them down
-	@.ci/packages chromium nginx nchan cc
+	@.ci/packages chromium nginx nchan cc rabbitmq
 	$(PYTHON_IN) -m pytest $(ARGS)
 
 check: $(INSTALLED)  ## formatting, lint, types
