@@ -175,7 +175,12 @@ class Poller:
         return place.cursor or self.hub.window.cursor(place.position)
 
     async def _wait(self, request: Request, position: int, seconds: float, receive: Receive) -> bool:
-        """Wait until something matching comes behind `position`; return whether it is worth looking."""
+        """
+        Wait until something matching comes behind `position`, or the time is over; return whether the client
+        is still there.
+
+        Also at the end of the time it is worth looking: the cursor of a quiet topic moves along with the log.
+        """
         if position < self.hub.window.head:
             return True
         waiter = Waiter()
@@ -188,6 +193,7 @@ class Poller:
         woken = asyncio.ensure_future(waiter.woken.wait())
         try:
             await asyncio.wait((gone, woken), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return not gone.done()
         finally:
             del self.waiters[waiter]
             self.hub.detach(connection)
@@ -195,7 +201,6 @@ class Poller:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-        return waiter.woken.is_set()
 
     async def _send(self, answer: Answer, request: Request, send: Send) -> None:
         cursor = self._text(answer.place).encode()
