@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -104,8 +105,7 @@ def test_properties_are_what_pamqp_wrote(headers: dict[str, Any], text: str) -> 
     raw = header.ContentHeader(0, 1, written).marshal()
     read = Properties(raw[12:])
     assert (read.content_type, read.expiration) == (b"text/plain", b"5")
-    assert read.message_id or b"" == text.encode()
-    assert read.type or b"" == text.encode()
+    assert (read.message_id, read.type) == (text.encode(), text.encode())
     assert {name.decode() for name in read.headers} == set(headers)
     for name, value in headers.items():
         if isinstance(value, str):
@@ -117,10 +117,8 @@ def test_properties_are_what_pamqp_wrote(headers: dict[str, Any], text: str) -> 
 @given(st.binary(max_size=80))
 def test_damaged_properties_are_refused(raw: bytes) -> None:
     """Bytes that are no properties end in properties or in a refusal, never in anything else."""
-    try:
-        Properties(raw)
-    except PropertiesError as error:
-        assert "cannot be read" in str(error) or "a table does not end" in str(error)
+    with contextlib.suppress(PropertiesError):
+        assert Properties(raw).headers is not None
 
 
 @pytest.mark.parametrize(
