@@ -174,6 +174,10 @@ class Load(Child):
         self.server = server
         self._text = b""
 
+    def yield_to_others(self) -> None:
+        """Give way to the other load clients on the core."""
+        os.setpriority(os.PRIO_PROCESS, self.pid, 15)
+
     def command(self, name: str, *, timeout: float = 30, **arguments: Any) -> Report:
         """Have one command of bench/load.c done and return its report."""
         words = [name, f"timeout={timeout:g}"]

@@ -23,6 +23,7 @@ from bench.table import Result
 
 DATA_BYTES = 128
 SUBSCRIBERS = 1000
+PUBLISHERS = 8  # where latency is judged: so many that none waits for another's answer
 QUIET = 0.1  # the share of both cores that others may use in a round
 NAMES = {"ws": "WebSocket", "sse": "SSE"}
 
@@ -45,7 +46,8 @@ def rounds(lab: Lab, sides: Sequence[Side], seconds: float) -> list[list[Report]
 
 
 def measure(lab: Lab, side: Side, seconds: float) -> Report:
-    """Measure one round; again, within bounds, if others used the cores meanwhile."""
+    """Measure one round; again, within bounds, if others used the cores meanwhile. The quietest counts."""
+    tries: list[tuple[float, Report]] = []
     while True:
         before = lab.others_seconds()
         began = time.monotonic()
@@ -54,8 +56,9 @@ def measure(lab: Lab, side: Side, seconds: float) -> Report:
         report = side.load.measure(seconds * lab.length)
         side.load.halt()
         took = time.monotonic() - began
-        if lab.others_seconds() - before < QUIET * took or not lab.may_repeat(took):
-            return report
+        tries.append(((lab.others_seconds() - before) / took, report))
+        if tries[-1][0] < QUIET or not lab.may_repeat(took):
+            return min(tries, key=lambda found: found[0])[1]
 
 
 def delivery_bytes(load: Load, array: int) -> int:
@@ -201,7 +204,7 @@ def stalled(lab: Lab, row: str) -> list[Result]:
     fast, slow = SUBSCRIBERS * 9 // 10, SUBSCRIBERS // 10
     load = lab.load(lab.gateway("--stall-timeout", "300"))
     load.open(fast, wire="ws", dense=True)
-    paced_side = Side(load, {"rate": 50, "fan": fast})
+    paced_side = Side(load, {"rate": 50, "k": PUBLISHERS, "fan": fast})
     flood = {"rate": 20, "array": 200, "lead": 400, "fan": fast, "count": 20}
     alone: list[Report] = []
     beside: list[Report] = []
@@ -363,12 +366,13 @@ def resume(lab: Lab, row: str) -> list[Result]:
     n, back = lab.scaled(2000), 1000
     server = lab.gateway()
     live, returning = lab.load(server), lab.load(server)
+    returning.yield_to_others()  # what it reads must not make the live clients on the same core look late
     live.open(SUBSCRIBERS, wire="ws", dense=True)
     live.publish(rate=100, fan=SUBSCRIBERS, count=1)
     start = live.halt(finish=True)
     live.publish(rate=20, array=100, fan=SUBSCRIBERS, lead=200, count=back // 100)
     head = live.halt(finish=True).head
-    live.publish(rate=50, fan=SUBSCRIBERS)
+    live.publish(rate=50, k=PUBLISHERS, fan=SUBSCRIBERS)
     live.measure(lab.warm_up)
     normal = live.measure(3 * lab.length)
     live.measure(0)
