@@ -93,8 +93,12 @@ class Tcp:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        async with asyncio.timeout(DEADLINE):
-            await asyncio.get_running_loop().sock_connect(sock, (address.host, address.port))
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await asyncio.get_running_loop().sock_connect(sock, (address.host, address.port))
+        except BaseException:
+            sock.close()
+            raise
         tcp = cls(*await asyncio.open_connection(sock=sock, limit=1 << 24))
         try:
             yield tcp
