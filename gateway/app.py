@@ -148,29 +148,28 @@ class Gateway:
             await self.consumers.close()
 
     async def _open(self) -> None:
-        if self.settings.backbone:
-            await self._open_backbone()
+        if isinstance(self.log, SqliteLog):
+            await self._open_embedded(self.log)
         else:
-            await self.log.start(self.hub.publish)
+            await self._open_backbone(self.log)
+
+    async def _open_embedded(self, log: SqliteLog) -> None:
+        """Open the log in the data folder, and fill the window from its tail."""
+        await log.start(self.hub.publish)
         await self.consumers.start()
         window = self.hub.window
-        window.epoch = self.log.epoch
-        window.begin(self.log.head, self.log.head_tag)
-        tail = await self.log.tail()
-        window.preload(tail)
-        if self.settings.backbone:
-            self.dedup.restore(tail)
-        else:
-            await self.intake.restore()
+        window.epoch = log.epoch
+        window.begin(log.head, log.head_tag)
+        window.preload(await log.tail())
+        await self.intake.restore()
 
-    async def _open_backbone(self) -> None:
-        """Start the stream log; waits for the broker as long as it takes."""
-        from gateway.backbone import Taking, begin_anew  # noqa: PLC0415  (nobody else pays for it)
+    async def _open_backbone(self, log: StreamLog) -> None:
+        """Wait for the broker as long as it takes, and begin where its stream ends."""
+        from gateway.backbone import Taking, begin  # noqa: PLC0415  (nobody else pays for it)
 
-        log = self.log
-        assert not isinstance(log, SqliteLog)
+        await self.consumers.start()
+        log.on_begin = lambda: begin(self, log)
         await log.start(Taking(self))
-        log.on_reset = lambda: begin_anew(self, log)
 
     async def _run(self, ready: asyncio.Event) -> None:
         """Own every task of the gateway until it is told to stop."""

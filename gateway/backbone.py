@@ -124,17 +124,19 @@ class Taking:
         self._gateway.hub.publish(batch)
 
 
-def begin_anew(gateway: Gateway, log: StreamLog) -> None:
+def begin(gateway: Gateway, log: StreamLog) -> None:
     """
-    Serve a log that became another one.
+    Serve a log from where it stands: at the start, and when it became another one.
 
     Every connection is sent away to come back with its cursor, which is then told `reset` if it is not of
     this log; every waiting poll is answered.
     """
     for sink in list(gateway.streams.sinks):
         sink.close(RESET)
+    tail = log.take_tail()
     window = gateway.hub.window
     window.restart(log.epoch, log.head, log.head_tag)
-    window.preload(log.take_tail())
+    window.preload(tail)
+    gateway.dedup.restore(tail)
     for waiter in list(gateway.poller.waiters):
         waiter.woken.set()

@@ -9,7 +9,7 @@ through twice.
 
 After a connection was lost, reading goes on *with* the last message that was read, which must be the same
 again. If it is not, or nothing comes, the stream was made anew or lost its end: it is looked at from scratch
-as at a start (`_begin`), and if its epoch is another or its end is before ours, `on_reset` is told.
+as at a start (`_begin`), and `on_begin` is told.
 
 What clients cannot be given (marks, messages that are no events, second copies) leaves its position out; a
 `read` fills it with an event that has expired.
@@ -129,8 +129,9 @@ class StreamLog:
         dedup_events: how many ids are remembered.
 
     Attributes:
-        on_reset: called when the stream has become another one; `epoch`, `first`, `head` are the new ones
-            then, and `take_tail` returns the new tail.
+        on_begin: called at the start, before anything is delivered, and again when the stream has become
+            another one; `epoch`, `first` and `head` are those of the stream then, and `take_tail` returns its
+            tail.
     """
 
     def __init__(  # noqa: PLR0915  (it lists every attribute)
@@ -150,7 +151,7 @@ class StreamLog:
         self.first = 1
         self.head = 0
         self.head_tag = 0
-        self.on_reset: Callable[[], None] = lambda: None
+        self.on_begin: Callable[[], None] = lambda: None
         self._address = address
         self._topology = topology
         self._max_body = 2 * max_event_bytes  # what is longer is not even kept for the dead letters
@@ -309,7 +310,7 @@ class StreamLog:
     # --- beyond the Log -------------------------------------------------------------------------------------
 
     def take_tail(self) -> list[Event]:
-        """As `tail`, for `on_reset`."""
+        """As `tail`, for `on_begin`."""
         events, self._tail = self._tail, []
         return events
 
@@ -516,8 +517,8 @@ class StreamLog:
         if self._begun:
             self._resets += 1
             log.warning("backbone.reset: now %s, was %s", (self.epoch, self.head), before)
-            self.on_reset()
         self._begun = True
+        self.on_begin()
         reading.go(self._read_live)
 
     async def _read_tail(self, oldest: int, end: int) -> tuple[list[Received], int]:

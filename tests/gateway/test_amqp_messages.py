@@ -85,7 +85,8 @@ def _facts(event: Event) -> tuple[Any, ...]:
 
 
 @given(
-    st.dictionaries(st.text("abc", min_size=1, max_size=5), VALUES, max_size=6), st.text("abc", max_size=9)
+    st.dictionaries(st.text("abc", min_size=1, max_size=5), VALUES, max_size=6),
+    st.text("abc", min_size=1, max_size=9),
 )
 def test_properties_are_what_pamqp_wrote(headers: dict[str, Any], text: str) -> None:
     """Whatever types a producer's headers have, properties and headers are read as pamqp wrote them."""

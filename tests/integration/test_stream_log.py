@@ -249,14 +249,11 @@ async def test_a_stream_made_anew_is_noticed(broker: Broker, topology: Topology)
     async with replicas(broker.url, topology, 2) as both, producer(broker.url) as channel:
         await both[0].log.append([event(data=b"%d" % number) for number in range(100)])
         before = both[0].log.epoch
-        resets: list[str] = []
-        for each in both:
-            each.log.on_reset = lambda each=each: resets.append(each.log.epoch)  # type: ignore[misc]
         await channel.queue_delete(topology.stream)
         for each in both:
-            await each.until(lambda: len(resets) == 2, "not every replica noticed")
-        assert both[0].log.epoch == both[1].log.epoch != before
-        assert resets == [both[0].log.epoch] * 2
+            await each.until(lambda each=each: len(each.epochs) == 2, "it did not notice")  # type: ignore[misc]
+        assert both[0].epochs == both[1].epochs == [before, both[0].log.epoch]
+        assert both[0].log.epoch != before
         assert both[0].log.head < 100
         for each in both:
             await each.until(lambda each=each: each.log.trouble() is None, "it did not recover")  # type: ignore[misc]

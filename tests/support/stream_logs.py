@@ -61,10 +61,15 @@ class Replica:
         self.log = StreamLog(Address.parse(url), topology, **(values | limits))
         self.events: list[Event] = []
         self.tail: list[Event] = []
+        self.epochs: list[str] = []  # one for each time it began from scratch
 
     async def start(self) -> None:
+        self.log.on_begin = self._begin
         await self.log.start(self.events.extend)
-        self.tail = await self.log.tail()
+
+    def _begin(self) -> None:
+        self.tail = self.log.take_tail()
+        self.epochs.append(self.log.epoch)
 
     def facts(self) -> list[tuple[int, bytes]]:
         """Return position and JSON of everything known, tail and live."""
