@@ -25,7 +25,7 @@ from fanout.hub import Hub
 from fanout.selection import Selection
 from fanout.window import Limits
 from gateway.log import Log, LogDamaged, LogError
-from gateway.problems import unreadable
+from gateway.problems import Problem, unreadable
 from gateway.starts import Place
 from gateway.streams import Streams
 from gateway.subscription import Request
@@ -93,9 +93,10 @@ class Poller:
         Answer one poll.
 
         Raises:
-            Problem: the log could not be read.
+            Problem: the log could not be read, or became another one meanwhile.
         """
         selection = Selection(request.patterns)
+        epoch = self.hub.window.epoch
         deadline = time.monotonic() + request.wait
         try:
             answer = await self._collect(selection, place, request.limit)
@@ -108,6 +109,8 @@ class Poller:
                 answer = await self._collect(selection, answer.place, request.limit)
         except LogError as error:
             raise unreadable(error) from error
+        if self.hub.window.epoch != epoch:  # its place means nothing here; asked again, its cursor is told so
+            raise Problem(503, "the log is another one now; ask again with your cursor", retry_after=1)
         await self._send(answer, request, send)
 
     def drain(self) -> None:
