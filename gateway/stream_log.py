@@ -517,6 +517,8 @@ class StreamLog:
         if self._begun:
             self._resets += 1
             log.warning("backbone.reset: now %s, was %s", (self.epoch, self.head), before)
+        else:
+            log.info("backbone.began: epoch %s, head %d", self.epoch, self.head)
         self._begun = True
         self.on_begin()
         reading.go(self._read_live)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from tests.support.clients import Address, Closed, Ended, Refused, open_subscriber
@@ -12,6 +13,8 @@ from tests.support.server import GatewayFailed, GatewayProcess
 
 TRANSPORTS: Final = ("sse", "ndjson", "websocket", "longpoll")
 BATCH: Final = 50
+DEADLINE: Final = 60.0
+"""Seconds for whatever is waited for."""
 
 
 class Follower:
@@ -85,12 +88,21 @@ async def publish_all(gateways: Sequence[GatewayProcess], topic: str, numbers: r
                 await gateway.apublish(*batch)
                 break
             except (GatewayFailed, OSError) as error:
-                assert "answered 4" not in str(error), error
+                if "answered 4" in str(error):
+                    raise
                 again += 1
                 turn += 1
                 await asyncio.sleep(0.2)
         await asyncio.sleep(pause)
     return again
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"within {DEADLINE} s it did not happen that {what}"
+        await asyncio.sleep(0.02)
 
 
 def check_account(followers: Sequence[Follower], count: int) -> None:

@@ -6,8 +6,8 @@ Private RabbitMQ nodes in child processes, for every test that needs a broker, a
         broker.kill()                         # SIGKILL, as a power cut would
         broker.start()                        # same ports, same data
 
-    with Cluster(3) as nodes:                 # three that know each other
-        nodes[0].freeze()                     # SIGSTOP: the sockets stay open and nothing answers
+    with Cluster(3) as cluster:               # three that know each other
+        cluster.nodes[0].freeze()                     # SIGSTOP: the sockets stay open and nothing answers
 
 A node uses the files of Debian's package `rabbitmq-server`, but neither its service, its configuration nor
 its user. Each group of nodes has a port mapper (epmd) of its own, so that it meets no other. Every wait has a
@@ -56,7 +56,8 @@ def _tool(name: str) -> str:
     )
 
 
-def _accepts(port: int) -> bool:
+def accepts(port: int) -> bool:
+    """Tell whether somebody listens on a port of this machine."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
@@ -77,7 +78,7 @@ class PortMapper:
             stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 10
-        while not _accepts(self.port):
+        while not accepts(self.port):
             if time.monotonic() > deadline:
                 self.stop()
                 raise BrokerFailed(f"epmd does not listen on port {self.port}")
@@ -158,7 +159,7 @@ class Broker:
         """Wait until the node accepts AMQP connections."""
         assert self._child is not None, "it was never started"
         deadline = time.monotonic() + START_DEADLINE
-        while not _accepts(self.port):
+        while not accepts(self.port):
             if self._child.poll() is not None:
                 raise BrokerFailed(f"{self.node} ended; it said:\n{self.log_text()}")
             if time.monotonic() > deadline:
@@ -184,7 +185,7 @@ class Broker:
         if self._child is not None:
             self._reap()
             self._child.wait()
-            while _accepts(self.port):  # the kernel takes a moment to close what it had open
+            while accepts(self.port):  # the kernel takes a moment to close what it had open
                 time.sleep(0.01)
 
     def freeze(self) -> None:
@@ -342,13 +343,22 @@ class Cluster:
             node.close()
         self._mapper.stop()
 
-    def __enter__(self) -> list[Broker]:
+    def leader(self, stream: str) -> Broker:
+        """Return the node that leads a stream."""
+        listed = next(node for node in self.nodes if node.alive).control("list_queues", "name", "leader")
+        for line in listed.splitlines():
+            name, _, node = line.partition("\t")
+            if name == stream:
+                return next(each for each in self.nodes if each.node == node)
+        raise BrokerFailed(f"nobody leads {stream}:\n{listed}")
+
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
             self.close()
             raise
-        return self.nodes
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
