@@ -23,34 +23,28 @@ import logging
 import random
 import time
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Final
-from zlib import crc32
-
-from pamqp import commands
-from pamqp.common import FieldValue
 
 from fanout.event import OVERHEAD_BYTES, Event
 from gateway.amqp.address import Address
-from gateway.amqp.frames import Confirm, Delivery, Publications, ack
+from gateway.amqp.frames import Delivery
 from gateway.amqp.link import ChannelClosed, Link, LinkError, LinkRefused, Listener, connect
-from gateway.amqp.properties import PropertiesError, encode, encode_headers
+from gateway.amqp.properties import PropertiesError
 from gateway.amqp.topology import OLDEST, Topology, declare
-from gateway.log import Deliver, LogBusy, LogDamaged, LogUnavailable
+from gateway.log import Deliver, LogDamaged, LogUnavailable
 from gateway.stream_marks import BARRIER, PROPOSAL, RENEW_EVENTS, RENEWAL, EpochSearch, random_epoch
-from gateway.stream_messages import Incoming, Mark, NoEvent, Outgoing, Received
+from gateway.stream_messages import Incoming, Mark, NoEvent, Received
+from gateway.stream_reading import Reading, fingerprint, read_message
 from gateway.stream_scan import Scan, Scans
 from gateway.stream_seen import Seen
+from gateway.stream_writer import Call, Writer
 
 log = logging.getLogger(__name__)
 
-PREFETCH: Final = 2000
-"""Messages on the way to the live reader: what bounds its memory, and 20 ms of its work."""
-
-RETRY_BUSY: Final = 1.0
 RETRY_DOWN: Final = 2.0
 RETRY_CLOSED: Final = 5.0
 """Seconds after which a refused producer should try again."""
@@ -60,10 +54,6 @@ BACK_OFF: Final = (0.1, 3.0)
 
 VERIFY_SECONDS: Final = 5.0
 """How long the last message may take to come again before the stream is looked at from scratch."""
-
-BARRIER_SECONDS: Final = 15.0
-READ_BACK_SECONDS: Final = 15.0
-"""How long an event may take to come back before its producer is told to ask again."""
 
 SAMPLE: Final = 1000
 """Messages at the end that are read first, to learn how long messages are."""
@@ -92,23 +82,6 @@ class StreamStatistics:
     resets: int
 
 
-class _Call:
-    """One `append` that was published."""
-
-    __slots__ = ("bytes", "events", "first", "future", "last_tag", "left", "since")
-
-    def __init__(
-        self, events: list[Event], first: int, size: int, last_tag: int, future: asyncio.Future[None]
-    ) -> None:
-        self.events = events
-        self.first = first  # the number of its first event
-        self.bytes = size
-        self.last_tag = last_tag  # the delivery tag of its last event
-        self.left = len(events)
-        self.future = future
-        self.since = time.monotonic()
-
-
 class StreamLog:
     """
     The log in a RabbitMQ stream; see `gateway.log.Log` for what it promises.
@@ -134,7 +107,7 @@ class StreamLog:
             tail.
     """
 
-    def __init__(  # noqa: PLR0915  (it lists every attribute)
+    def __init__(
         self,
         address: Address,
         topology: Topology,
@@ -160,7 +133,6 @@ class StreamLog:
         self._tail_bytes = tail_bytes
         self._tail_events = tail_events or 10**9
         self._incoming = Incoming(max_event_bytes)
-        self._outgoing = Outgoing(token_hex(5))
         self._deliver: Deliver = _ignore
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -168,8 +140,8 @@ class StreamLog:
         self._trouble: str | None = "connecting to the broker"
         self._host = random.randrange(len(address.hosts))
         # Reading.
-        self._reader: Link | None = None
-        self._reading: _Reading | None = None
+        self._links: list[Link] = []  # the open connections, but for that of the scans
+        self._reading: Reading | None = None
         self._ended: asyncio.Future[LinkError] | None = None
         self._reached = -1  # the offset of the last message read live
         self._last: Delivery | None = None
@@ -191,20 +163,9 @@ class StreamLog:
         self._fetching: dict[tuple[int, int], asyncio.Future[list[Event]]] = {}
         self._tail: list[Event] = []
         # Publishing.
-        self._writer: Link | None = None
-        self._events_out = Publications(1, "", 4096)
-        self._direct_out = Publications(1, "", 4096)
-        self._blocked: str | None = None
-        self._number = 0  # of the last event published
-        self._tag = 0  # of the last message published on this channel
-        self._calls: deque[_Call] = deque()
-        self._pending: dict[int, _Call] = {}  # by the number of an event
-        self._pending_bytes = 0
-        self._out: list[bytes] = []
-        self._flushing = False
+        self._writer = Writer(topology, queue_bytes, queue_events, self._over)
         # Counters.
-        self._published = self._events = self._duplicates = self._dead = 0
-        self._failures = self._reconnects = self._resets = 0
+        self._events = self._duplicates = self._dead = self._reconnects = self._resets = 0
 
     # --- the Log --------------------------------------------------------------------------------------------
 
@@ -227,31 +188,14 @@ class StreamLog:
         assert self._loop is not None, "the log was not started"
         future: asyncio.Future[None] = self._loop.create_future()
         if not events:
-            self._await_all(future)
+            self._writer.after_all(future)
             return future
         refusal = self._refusal()
         if refusal is not None:
-            self._failures += 1
+            self._writer.failures += 1
             future.set_exception(refusal)
             return future
-        size = sum([len(event.body) for event in events]) + OVERHEAD_BYTES * len(events)
-        if self._pending and (
-            len(self._pending) + len(events) > self._queue_events
-            or self._pending_bytes + size > self._queue_bytes
-        ):
-            raise LogBusy(RETRY_BUSY)
-        first = self._number + 1
-        self._tag += len(events)
-        call = _Call(events, first, size, self._tag, future)
-        frames, message = self._events_out.frames, self._outgoing.message
-        for number, event in enumerate(events, first):
-            self._out += frames(*message(event, number))
-            self._pending[number] = call
-        self._number += len(events)
-        self._published += len(events)
-        self._calls.append(call)
-        self._pending_bytes += size
-        self._flush_soon()
+        self._writer.publish(events, future)
         return future
 
     async def read(self, after: int, max_bytes: int) -> list[Event]:
@@ -297,14 +241,14 @@ class StreamLog:
         """Wait for what was published to come back, a moment at most, and close; see `Log.close`."""
         if self._closing or self._loop is None:
             return
-        pending = [call.future for call in self._calls]
-        if pending and self._writer is not None and self._writer.lost is None:
+        pending = self._writer.futures()
+        if pending and self._trouble is None:
             await asyncio.wait(pending, timeout=5)
         self._closing = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._fail_calls("the log is closed", RETRY_CLOSED)
+        self._writer.fail("the log is closed", RETRY_CLOSED)
         await self._hang_up()
 
     # --- beyond the Log -------------------------------------------------------------------------------------
@@ -347,10 +291,10 @@ class StreamLog:
         """Return what was done."""
         return StreamStatistics(
             events=self._events,
-            published=self._published,
+            published=self._writer.published,
             duplicates=self._duplicates,
             dead=self._dead,
-            failures=self._failures,
+            failures=self._writer.failures,
             reconnects=self._reconnects,
             resets=self._resets,
         )
@@ -395,33 +339,27 @@ class StreamLog:
         if self._trouble != str(error):
             log.warning("backbone.lost: %s", error)
         self._trouble = str(error)
-        self._fail_calls(f"the connection to the broker was lost: {error}", RETRY_DOWN)
+        self._writer.fail(f"the connection to the broker was lost: {error}", RETRY_DOWN)
 
     async def _connect(self) -> None:
         """Open the connections, declare what is not there, begin or go on to read."""
         assert self._loop is not None
         host = self._address.hosts[self._host]
         self._ended = self._loop.create_future()
-        self._blocked = None
-        listener = _Publisher(self)
-        writer = await connect(self._address, host, "sluicegate publish", listener)
-        self._writer = writer
+        writer = await connect(self._address, host, "sluicegate publish", self._writer)
+        self._links = [writer]
         if writer.version and writer.version < OLDEST:
             text = ".".join(map(str, writer.version))
             raise LinkRefused(f"the broker is RabbitMQ {text}, which has no streams: 3.9 or newer is needed")
         await declare(self._address, host, self._topology)
-        channel = await writer.channel()
-        await writer.call(commands.Confirm.Select(), channel)
-        self._tag = 0
-        self._events_out = Publications(channel, self._topology.exchange, writer.frame_max)
-        self._direct_out = Publications(channel, "", writer.frame_max)
-        self._reader = await connect(
-            self._address, host, "sluicegate read", _Reader(self), max_body=self._max_body
-        )
-        if self._last is not None and await self._resume():
+        await self._writer.open(writer)
+        self._reading = reading = Reading(self._over)
+        reader = await connect(self._address, host, "sluicegate read", reading, max_body=self._max_body)
+        self._links.append(reader)
+        if self._last is not None and await self._resume(reading, reader):
             log.info("backbone.resumed: offset %d", self._reached)
         else:
-            await self._begin()
+            await self._begin(reading, reader)
         self._anew = False
         self._trouble = None
 
@@ -437,9 +375,9 @@ class StreamLog:
             now = self._loop.time()
             if self._reading is not None:
                 self._reading.acknowledge()
-            self._expire_calls()
-            if self._reached - self._renewed > RENEW_EVENTS * random.uniform(1, 2) and not self._blocked:
-                self._publish_mark(Mark(RENEWAL, self.epoch, token_hex(5)))
+            self._writer.expire()
+            if self._reached - self._renewed > RENEW_EVENTS * random.uniform(1, 2):
+                self._writer.mark(Mark(RENEWAL, self.epoch, token_hex(5)))
                 self._renewed = self._reached
             if now - probed > PROBE_SECONDS:
                 probed = now
@@ -449,8 +387,8 @@ class StreamLog:
 
     async def _hang_up(self) -> None:
         """Close every connection."""
-        links = [link for link in (self._reader, self._writer) if link is not None]
-        self._reader = self._writer = self._reading = None
+        links, self._links = self._links, []
+        self._reading = None
         for barrier in self._barriers.values():
             if not barrier.done():
                 barrier.cancel()
@@ -468,33 +406,33 @@ class StreamLog:
 
     # --- where to read ------------------------------------------------------------------------------------
 
-    async def _resume(self) -> bool:
+    async def _resume(self, reading: Reading, link: Link) -> bool:
         """Go on behind the last message; return False if it is not there any more as it was."""
         last, offset = self._last, self._reached
         assert last is not None
-        reading = await self._consume(offset)
+        await reading.begin(link, self._topology.stream, offset)
         try:
             async with asyncio.timeout(1 if self._anew else VERIFY_SECONDS):
                 first = await reading.first()
         except TimeoutError:
-            await self._stop_consuming(reading)
+            await reading.stop()
             return False
-        received = _received(first)
+        received = read_message(first)
         if received is None:
-            await self._stop_consuming(reading)
+            await reading.stop()
             return False
-        if received.offset == offset and _fingerprint(first) != _fingerprint(last):
-            await self._stop_consuming(reading)
+        if received.offset == offset and fingerprint(first) != fingerprint(last):
+            await reading.stop()
             return False
         if received.offset > offset + 1:
             await self._probe()
             if self.first > offset + 2:  # retention overtook us: nobody can be given what is between
-                await self._stop_consuming(reading)
+                await reading.stop()
                 return False
         reading.go(self._read_live)
         return True
 
-    async def _begin(self) -> None:
+    async def _begin(self, reading: Reading, link: Link) -> None:
         """Look at the stream from scratch: its beginning, its end, its epoch, its tail."""
         before = self.epoch, self.head
         self._search = EpochSearch()
@@ -505,15 +443,15 @@ class StreamLog:
         self._time = 0
         self._last = None
         self._reached = -1
-        reading = await self._consume("next")
+        await reading.begin(link, self._topology.stream, "next")
         await self._mark_and_wait(reading, Mark(BARRIER, "", token_hex(5)))
-        begin = reading.waiting_offset()  # from here on everything comes to the live reader
+        begin = reading.peek()[0].offset  # from here on everything comes to the live reader
         await self._probe()
         oldest = self.first - 1
         events, start = await self._read_tail(oldest, begin)
         self.epoch = await self._agree(reading, oldest, start, begin)
         self._accept_tail(events, begin)
-        self._publish_mark(Mark(RENEWAL, self.epoch, token_hex(5)))
+        self._writer.mark(Mark(RENEWAL, self.epoch, token_hex(5)))
         if self._begun:
             self._resets += 1
             log.warning("backbone.reset: now %s, was %s", (self.epoch, self.head), before)
@@ -543,7 +481,7 @@ class StreamLog:
             return found
         async with self._scans.at(start, keep=False) as scan:
             while True:
-                received = _received(await scan.next())
+                received = read_message(await scan.next())
                 if received is None:
                     continue
                 if received.offset >= end:
@@ -555,7 +493,7 @@ class StreamLog:
                     break
         return found
 
-    async def _agree(self, reading: _Reading, oldest: int, start: int, end: int) -> str:
+    async def _agree(self, reading: Reading, oldest: int, start: int, end: int) -> str:
         """Return the epoch that all replicas agree on; propose one if there is none."""
         for received in reading.peek():
             if received.mark is not None:
@@ -579,7 +517,7 @@ class StreamLog:
         """Read the stream until a renewal is found."""
         async with self._scans.at(oldest, keep=False) as scan:
             while True:
-                received = _received(await scan.next())
+                received = read_message(await scan.next())
                 if received is None:
                     continue
                 if received.mark is not None:
@@ -616,28 +554,11 @@ class StreamLog:
     async def _probe(self) -> None:
         """Look where the stream begins now."""
         async with self._scans.at("first", keep=False) as scan:
-            received = _received(await scan.next())
+            received = read_message(await scan.next())
         if received is not None:
             self.first = received.offset + 1
 
     # --- reading live ---------------------------------------------------------------------------------------
-
-    async def _consume(self, offset: int | str) -> _Reading:
-        """Begin to read live; messages wait until `go`."""
-        link = self._reader
-        assert link is not None
-        channel = await link.channel()
-        await link.call(commands.Basic.Qos(prefetch_count=PREFETCH), channel)
-        reading = self._reading = _Reading(link, channel)
-        arguments: dict[str, FieldValue] = {"x-stream-offset": offset}
-        await link.call(commands.Basic.Consume(queue=self._topology.stream, arguments=arguments), channel)
-        return reading
-
-    async def _stop_consuming(self, reading: _Reading) -> None:
-        self._reading = None
-        link = self._reader
-        assert link is not None
-        await link.call(commands.Channel.Close(200, "done", 0, 0), reading.channel)
 
     def _read_live(self, deliveries: list[Delivery]) -> None:
         """Take what one read brought: make events, deliver them, tell those who wait for theirs."""
@@ -645,10 +566,10 @@ class StreamLog:
         if now - self._clock_times[-1] >= 1000:
             self._note_time(now)
         batch: list[Event] = []
-        done: list[_Call] = []
-        pending, origin = self._pending, self._outgoing.origin
+        done: list[Call] = []
+        claim, origin = self._writer.claim, self._writer.origin
         for delivery in deliveries:
-            received = _received(delivery)
+            received = read_message(delivery)
             if received is None or received.offset <= self._reached:
                 continue
             self._reached = received.offset
@@ -656,19 +577,19 @@ class StreamLog:
             if received.mark is not None:
                 self._take_mark(received.mark, received.offset)
                 continue
-            call = pending.get(received.number) if received.origin == origin else None
-            event = self._event(received, now, dead=True) if call is None else self._own(call, received, now)
+            claimed = claim(received.number) if received.origin == origin else None
+            if claimed is None:
+                event = self._event(received, now, dead=True)
+            else:
+                event = self._own(claimed[1], received, now)
             if event is not None and (event.given_id is None or self._is_first(event)):
                 batch.append(event)
-            if call is not None:
-                del pending[received.number]
-                call.left -= 1
-                if not call.left:
-                    done.append(call)
+            if claimed is not None and not claimed[0].left:
+                done.append(claimed[0])
         if batch:
             self._publish_batch(batch)
         if done:
-            self._resolve(done)
+            self._writer.resolve(done)
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
@@ -680,9 +601,8 @@ class StreamLog:
         except Exception:
             log.exception("log.delivery_failed", extra={"first": batch[0].position, "head": self.head})
 
-    def _own(self, call: _Call, received: Received, now: int) -> Event:
-        """Return the event that this process published: there is no need to make it again."""
-        event = call.events[received.number - call.first]
+    def _own(self, event: Event, received: Received, now: int) -> Event:
+        """Return an event that this process published: there is no need to make it again."""
         event.position = received.offset + 1
         event.time = self._time = min(max(event.time, self._time), max(now + SKEW_MS, self._time))
         return event
@@ -748,7 +668,7 @@ class StreamLog:
         earliest = 0
         at = after  # the last position that is accounted for
         while size < max_bytes and at < head:
-            received = _received(await scan.next())
+            received = read_message(await scan.next())
             if received is None or received.offset < at:
                 continue
             position = received.offset + 1
@@ -805,36 +725,18 @@ class StreamLog:
             return LogUnavailable("the log is closed", RETRY_CLOSED)
         if self._trouble is not None:
             return LogUnavailable(f"the broker is away: {self._trouble}", RETRY_DOWN)
-        if self._blocked is not None:
-            return LogUnavailable(f"the broker takes no events now: {self._blocked}", RETRY_DOWN)
+        if self._writer.blocked_by is not None:
+            return LogUnavailable(f"the broker takes no events now: {self._writer.blocked_by}", RETRY_DOWN)
         return None
 
-    def _flush_soon(self) -> None:
-        """Write at the end of this turn of the loop, together with what others publish in it."""
-        if not self._flushing:
-            self._flushing = True
-            assert self._loop is not None
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        out, self._out = self._out, []
-        if self._writer is not None and out:
-            self._writer.write(b"".join(out))
-
-    def _publish_mark(self, mark: Mark) -> None:
-        self._tag += 1
-        self._out += self._direct_out.frames(self._topology.stream.encode(), mark.properties(), b"null")
-        self._flush_soon()
-
-    async def _mark_and_wait(self, reading: _Reading, mark: Mark) -> None:
+    async def _mark_and_wait(self, reading: Reading, mark: Mark) -> None:
         """Publish a mark and wait until it was read; it stays among what waits."""
-        self._publish_mark(mark)
+        self._writer.mark(mark)
         while not any(each.mark is not None and each.mark.nonce == mark.nonce for each in reading.peek()):
             if self._ended is not None and self._ended.done():
                 raise self._ended.result()
-            if self._blocked is not None:
-                self._trouble = f"the broker takes no messages: {self._blocked}"
+            if self._writer.blocked_by is not None:
+                self._trouble = f"the broker takes no messages: {self._writer.blocked_by}"
             await reading.more()
 
     async def _barrier(self) -> None:
@@ -844,7 +746,7 @@ class StreamLog:
             raise LinkError(self._trouble)
         mark = Mark(BARRIER, "", token_hex(5))
         future = self._barriers[mark.nonce] = self._loop.create_future()
-        self._publish_mark(mark)
+        self._writer.mark(mark)
         try:
             await future
         except asyncio.CancelledError:
@@ -854,210 +756,20 @@ class StreamLog:
         finally:
             self._barriers.pop(mark.nonce, None)
 
-    def _bury(self, received: Received, reason: str) -> None:
-        """Send a message that cannot be an event to the dead letters, with the reason."""
+    def _bury(self, message: Received, reason: str) -> None:
+        """Count a message that cannot be an event, and send it to the dead letters."""
         self._dead += 1
-        delivery = received.delivery
-        name = f"{self.epoch}-{received.offset + 1}"
-        log.warning("backbone.dead: message %s to %r: %s", name, delivery.key, reason)
-        if self._writer is None:
-            return
-        headers: dict[bytes, bytes | int] = {
-            b"x-sluice-reason": reason.encode(),
-            b"x-sluice-position": name.encode(),
-            b"x-sluice-exchange": delivery.exchange,
-            b"x-sluice-routing-key": delivery.key,
-        }
-        properties = encode(
-            received.properties.content_type or b"application/octet-stream",
-            encode_headers(headers),
-            message_id=name.encode(),  # the same from every replica
-        )
-        self._tag += 1
-        self._out += self._direct_out.frames(self._topology.dead.encode(), properties, delivery.body)
-        self._flush_soon()
-
-    def _resolve(self, calls: list[_Call]) -> None:
-        for call in calls:
-            self._pending_bytes -= call.bytes
-            _resolve(call.future)
-        while self._calls and not self._calls[0].left:
-            self._calls.popleft()
-
-    def _await_all(self, future: asyncio.Future[None]) -> None:
-        """Resolve a future when everything published before was read back."""
-        last = next((call for call in reversed(self._calls) if not call.future.done()), None)
-        if last is None:
-            future.set_result(None)
-        else:
-            last.future.add_done_callback(lambda _: _resolve(future))
-
-    def _take_confirms(self, confirms: list[Confirm]) -> None:
-        """A message that the broker could not store fails its call; one that it stored will be read back."""
-        for confirm in confirms:
-            if not confirm.positive:
-                self._over(LinkError("the broker could not store a message"))
-
-    def _expire_calls(self) -> None:
-        """Fail what does not come back: the producer asks again."""
-        limit = time.monotonic() - READ_BACK_SECONDS
-        if self._calls and self._calls[0].since < limit:
-            self._over(LinkError(f"an event did not come back in {READ_BACK_SECONDS:.0f} seconds"))
-
-    def _fail_calls(self, reason: str, retry_after: float) -> None:
-        calls, self._calls = self._calls, deque()
-        self._pending.clear()
-        self._pending_bytes = 0
-        self._out = []
-        for call in calls:
-            if not call.future.done():
-                self._failures += 1
-                call.future.set_exception(LogUnavailable(reason, retry_after))
-
-
-class _Reading:
-    """
-    The live consumer: until `go` its messages wait, then they are handed on as they come.
-
-    Args:
-        link: its connection.
-        channel: its channel.
-    """
-
-    def __init__(self, link: Link, channel: int) -> None:
-        self.channel = channel
-        self._link = link
-        self._waiting: list[Delivery] = []
-        self._take: Callable[[list[Delivery]], None] | None = None
-        self._arrived = asyncio.Event()
-        self._unacknowledged = 0
-        self._tag = 0
-
-    def arrived(self, deliveries: list[Delivery]) -> None:
-        """Take what one read brought."""
-        if self._take is None:
-            self._waiting += deliveries
-            self._arrived.set()
-            return
-        self._take(deliveries)
-        self._tag = deliveries[-1].tag
-        self._unacknowledged += len(deliveries)
-        if self._unacknowledged >= PREFETCH // 4:
-            self.acknowledge()
-
-    def acknowledge(self) -> None:
-        """Give the broker credit for what was taken; also now and then, for it waits half an hour only."""
-        if self._unacknowledged:
-            self._unacknowledged = 0
-            self._link.write(ack(self.channel, self._tag))
-
-    def go(self, take: Callable[[list[Delivery]], None]) -> None:
-        """Hand on what waits, and from now on everything."""
-        self._take = take
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            self.arrived(waiting)
-
-    def peek(self) -> list[Received]:
-        """Return what waits."""
-        return [received for each in self._waiting if (received := _received(each)) is not None]
-
-    def waiting_offset(self) -> int:
-        """Return the offset of the first message that waits; there must be one."""
-        return self.peek()[0].offset
-
-    async def first(self) -> Delivery:
-        """Wait for the first message."""
-        while not self._waiting:
-            await self.more()
-        return self._waiting[0]
-
-    async def more(self) -> None:
-        """Wait a moment for something to come; raise LinkError if the link is lost."""
-        if self._link.lost is not None:
-            raise self._link.lost
-        self._arrived.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._arrived.wait(), 0.2)
-
-
-class _Reader:
-    """Hears the connection that reads live."""
-
-    def __init__(self, owner: StreamLog) -> None:
-        self._owner = owner
-
-    def delivered(self, deliveries: list[Delivery]) -> None:
-        reading = self._owner._reading  # noqa: SLF001  (a part of it)
-        if reading is None:
-            return
-        if deliveries[0].channel != reading.channel or deliveries[-1].channel != reading.channel:
-            deliveries = [each for each in deliveries if each.channel == reading.channel]
-        if deliveries:
-            reading.arrived(deliveries)
-
-    def confirmed(self, confirms: list[Confirm]) -> None:
-        """Nothing is published here."""
-
-    def returned(self, reason: str) -> None:
-        """Nothing is published here."""
-
-    def blocked(self, reason: str | None) -> None:
-        """Reading goes on."""
-
-    def ended(self, error: LinkError) -> None:
-        self._owner._over(error)  # noqa: SLF001  (a part of it)
-
-
-class _Publisher:
-    """Hears the connection that publishes."""
-
-    def __init__(self, owner: StreamLog) -> None:
-        self._owner = owner
-
-    def delivered(self, deliveries: list[Delivery]) -> None:
-        """Nothing is read here."""
-
-    def confirmed(self, confirms: list[Confirm]) -> None:
-        self._owner._take_confirms(confirms)  # noqa: SLF001  (a part of it)
-
-    def returned(self, reason: str) -> None:
-        error = LinkError(f"a message reached no queue ({reason}): the stream is gone, or its binding")
-        self._owner._over(error)  # noqa: SLF001  (a part of it)
-
-    def blocked(self, reason: str | None) -> None:
-        log.warning("backbone.blocked: %s", reason or "no longer")
-        self._owner._blocked = reason  # noqa: SLF001  (a part of it)
-
-    def ended(self, error: LinkError) -> None:
-        self._owner._over(error)  # noqa: SLF001  (a part of it)
+        name = f"{self.epoch}-{message.offset + 1}"
+        log.warning("backbone.dead: message %s to %r: %s", name, message.delivery.key, reason)
+        self._writer.bury(message, name, reason)
 
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():  # whoever waited was cancelled
-        future.set_result(None)
-
-
 def _ignore(_: list[Event]) -> None:
     """Deliver to nobody: before the start."""
-
-
-def _received(delivery: Delivery) -> Received | None:
-    """Return a message as read; one whose offset cannot be read is as good as not there."""
-    try:
-        return Received(delivery)
-    except PropertiesError as error:
-        log.warning("backbone.unreadable: message to %r: %s", delivery.key, error)
-        return None
-
-
-def _fingerprint(delivery: Delivery) -> tuple[bytes, int, int]:
-    """Return what tells a message from another at the same offset."""
-    return delivery.key, delivery.size, crc32(delivery.header) ^ crc32(delivery.body)
 
 
 def _nothing(position: int, time_ms: int) -> Event:

@@ -1,0 +1,142 @@
+"""The live consumer of a stream: one connection that does nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Final
+from zlib import crc32
+
+from pamqp import commands
+from pamqp.common import FieldValue
+
+from gateway.amqp.frames import Confirm, Delivery, ack
+from gateway.amqp.link import Link, LinkError
+from gateway.amqp.properties import PropertiesError
+from gateway.stream_messages import Received
+
+log = logging.getLogger(__name__)
+
+PREFETCH: Final = 2000
+"""Messages on the way to the live reader: what bounds its memory, and 20 ms of its work."""
+
+MOMENT: Final = 0.2
+"""Seconds after which whoever waits for a message looks at other things too."""
+
+
+class Reading:
+    """
+    Hears a connection and consumes on it: messages wait until `go`, then they are handed on as they come.
+
+    Args:
+        over: told when the connection ended.
+    """
+
+    def __init__(self, over: Callable[[LinkError], None]) -> None:
+        self._over = over
+        self._link: Link | None = None
+        self._channel = 0
+        self._waiting: list[Delivery] = []
+        self._take: Callable[[list[Delivery]], None] | None = None
+        self._arrived = asyncio.Event()
+        self._unacknowledged = 0
+        self._tag = 0
+
+    async def begin(self, link: Link, stream: str, offset: int | str) -> None:
+        """Begin to consume at an offset, or behind the end (`next`)."""
+        self._link = link
+        channel = await link.channel()
+        await link.call(commands.Basic.Qos(prefetch_count=PREFETCH), channel)
+        self._channel = channel
+        arguments: dict[str, FieldValue] = {"x-stream-offset": offset}
+        await link.call(commands.Basic.Consume(queue=stream, arguments=arguments), channel)
+
+    async def stop(self) -> None:
+        """Consume no more, and forget what waits; the connection stays open."""
+        assert self._link is not None
+        channel, self._channel = self._channel, 0
+        self._waiting.clear()
+        await self._link.call(commands.Channel.Close(200, "done", 0, 0), channel)
+
+    def go(self, take: Callable[[list[Delivery]], None]) -> None:
+        """Hand on what waits, and from now on everything."""
+        self._take = take
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._hand_on(waiting)
+
+    def acknowledge(self) -> None:
+        """Give the broker credit for what was taken; also now and then, for it waits half an hour only."""
+        if self._unacknowledged and self._link is not None:
+            self._unacknowledged = 0
+            self._link.write(ack(self._channel, self._tag))
+
+    def peek(self) -> list[Received]:
+        """Return what waits."""
+        return [message for each in self._waiting if (message := read_message(each)) is not None]
+
+    async def first(self) -> Delivery:
+        """Wait for the first message."""
+        while not self._waiting:
+            await self.more()
+        return self._waiting[0]
+
+    async def more(self) -> None:
+        """Wait a moment for something to come; raise LinkError if the link is lost."""
+        assert self._link is not None
+        if self._link.lost is not None:
+            raise self._link.lost
+        self._arrived.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._arrived.wait(), MOMENT)
+
+    def _hand_on(self, deliveries: list[Delivery]) -> None:
+        assert self._take is not None
+        self._take(deliveries)
+        self._tag = deliveries[-1].tag
+        self._unacknowledged += len(deliveries)
+        if self._unacknowledged >= PREFETCH // 4:
+            self.acknowledge()
+
+    # What the link reports.
+
+    def delivered(self, deliveries: list[Delivery]) -> None:
+        """Take what one read brought; what still comes for a consumer that was stopped is nobody's."""
+        if deliveries[0].channel != self._channel or deliveries[-1].channel != self._channel:
+            deliveries = [each for each in deliveries if each.channel == self._channel]
+            if not deliveries:
+                return
+        if self._take is not None:
+            self._hand_on(deliveries)
+        else:
+            self._waiting += deliveries
+            self._arrived.set()
+
+    def confirmed(self, confirms: list[Confirm]) -> None:
+        """Nothing is published here."""
+
+    def returned(self, reason: str) -> None:
+        """Nothing is published here."""
+
+    def blocked(self, reason: str | None) -> None:
+        """Reading goes on."""
+
+    def ended(self, error: LinkError) -> None:
+        """Pass it on."""
+        self._over(error)
+
+
+def read_message(delivery: Delivery) -> Received | None:
+    """Return a message as read; one whose properties cannot be read is as good as not there."""
+    try:
+        return Received(delivery)
+    except PropertiesError as error:
+        log.warning("backbone.unreadable: message to %r: %s", delivery.key, error)
+        return None
+
+
+def fingerprint(delivery: Delivery) -> tuple[bytes, int, int]:
+    """Return what tells a message from another at the same offset."""
+    return delivery.key, delivery.size, crc32(delivery.header) ^ crc32(delivery.body)
