@@ -24,6 +24,7 @@ from fanout.frames import Wire
 from gateway.detached import goodbye
 from gateway.greeting import connection_name, greeting_of
 from gateway.session import Session
+from gateway.streams import GOODBYE_SECONDS
 from gateway.subscription import Transport
 
 if TYPE_CHECKING:
@@ -142,18 +143,32 @@ class AsgiSubscriber:
         wire = Wire.SSE if request.transport is Transport.SSE else Wire.NDJSON
         sink = AsgiSink(self._streams, wire, self._streams.hub.buffer_bytes)
         connection = Connection(connection_name(), sink, wire, request.overflow)
-        if request.transport is Transport.WEBSOCKET:
+        try:
             await self._until_aborted(
-                sink, self._websocket(request, place, sink, connection, scope, receive, send)
+                sink, self._served(request, place, sink, connection, scope, receive, send)
             )
+        finally:  # not in the body's generator: a server that fails to send may leave that suspended
+            self._streams.lost(sink)
+
+    async def _served(
+        self, request: Request, place: Place, sink: AsgiSink, connection: Connection,
+        scope: Scope, receive: Receive, send: Send,
+    ) -> None:  # fmt: skip
+        if request.transport is Transport.WEBSOCKET:
+            await self._websocket(request, place, sink, connection, scope, receive, send)
             return
         body = self._body(request, place, sink, connection)
         response: Response
         if request.transport is Transport.SSE:
-            response = EventSourceResponse(body, headers=_HEADERS, ping=0)  # the keepalive sends heartbeats
+            response = EventSourceResponse(
+                body,
+                headers=_HEADERS,
+                ping=0,  # the keepalive sends heartbeats
+                shutdown_grace_period=GOODBYE_SECONDS,  # `gateway.host` says goodbye
+            )
         else:
             response = StreamingResponse(body, headers=_HEADERS, media_type=_NDJSON)
-        await self._until_aborted(sink, response(scope, receive, send))
+        await response(scope, receive, send)
 
     def _open(self, request: Request, place: Place, sink: AsgiSink, connection: Connection) -> None:
         # Not at the head of now: the response's head may have been on its way for a while, and with it the
@@ -166,11 +181,8 @@ class AsgiSubscriber:
     ) -> AsyncIterator[bytes]:
         """Yield the bytes of a stream, which begins when the server asks for the first of them."""
         self._open(request, place, sink, connection)
-        try:
-            while (data := await sink.take()) is not None:
-                yield data
-        finally:
-            self._streams.lost(sink)
+        while (data := await sink.take()) is not None:
+            yield data
 
     async def _websocket(
         self, request: Request, place: Place, sink: AsgiSink, connection: Connection,
@@ -187,7 +199,6 @@ class AsgiSubscriber:
             await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
         finally:
             session.closed()
-            self._streams.lost(sink)
             await _finish(reading, writing)
         if websocket.application_state is WebSocketState.CONNECTED and sink.reason is not None:
             await websocket.close(sink.reason.code, sink.reason.name)

@@ -75,6 +75,7 @@ class Keepalive:
     def _cut_off(self, now: float) -> None:
         for sink, until in list(self._streams.goodbyes.items()):
             if now >= until:
+                del self._streams.goodbyes[sink]
                 sink.abort()
 
     def _beat(self, due: list[StreamSink]) -> None:

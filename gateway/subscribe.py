@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
+from fanout.closing import DRAINING
 from fanout.connection import Connection
 from fanout.cursor import Cursor, Start, parse_start
 from fanout.frames import Wire, sse_block
@@ -24,6 +25,7 @@ from gateway.asgi import AsgiSubscriber
 from gateway.consumers import Consumers
 from gateway.detached import Detached, DetachedStream
 from gateway.greeting import connection_name, greeting_of
+from gateway.host import HostWatch
 from gateway.log import LogError
 from gateway.polling import Poller
 from gateway.problems import ClientGone, Problem, method_not_allowed, unreadable
@@ -108,13 +110,25 @@ class Subscribe:
         self._consumers = consumers
         self._limits = limits
         self.asgi = AsgiSubscriber(services)
+        self._host = HostWatch(services.tasks, self._leave)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] == "websocket":
-            await self._answer_handshake(scope, receive, send)
-        else:
+        if DETACH in scope.get("extensions", ()):
             await self._answer(header_map(scope), scope, receive, send)
+            return
+        with self._host:
+            if scope["type"] == "websocket":
+                await self._answer_handshake(scope, receive, send)
+            else:
+                await self._answer(header_map(scope), scope, receive, send)
+
+    def _leave(self) -> None:
+        """The server we are mounted in is going away: send everybody off, and let nobody in."""
+        self._streams.draining = True
+        self._poller.drain()
+        for sink in list(self._streams.sinks):
+            sink.close(DRAINING)
 
     async def _answer_handshake(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a WebSocket's opening handshake on a server that opens WebSockets itself."""
