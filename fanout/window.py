@@ -221,19 +221,6 @@ class Window:
             self.bytes += len(frame)
         return frame
 
-    def stored_frame(self, event: Event, wire: Wire) -> bytes:
-        """
-        Return the frame of an event that was read from the log and is not in the window; it is kept with the
-        event.
-        """
-        frames = event.frames
-        if frames is None:
-            frames = event.frames = {}
-        frame = frames.get(wire)
-        if frame is None:
-            frame = frames[wire] = event_frame(wire, self.cursor_of(event), event.body)
-        return frame
-
     def cursor_of(self, event: Event) -> str:
         """Return the cursor text that names `event`."""
         return f"{self.epoch}-{event.position}-{event.tag:04x}"
@@ -267,8 +254,15 @@ class Window:
         """
         Return what `wanted` picks of `events`, a stretch of the log that is not in the window; there must be
         at least one.
+
+        Their frames are not kept: nobody would count them, and whoever stands at the same place shares whole
+        parts.
         """
-        return _take(events, wanted, partial(self.stored_frame, wire=wire), limits, events[-1].position)
+
+        def encode(event: Event) -> bytes:
+            return event_frame(wire, self.cursor_of(event), event.body)
+
+        return _take(events, wanted, encode, limits, events[-1].position)
 
     def newest(self, wanted: Filter, count: int, upto: int) -> tuple[int, int]:
         """

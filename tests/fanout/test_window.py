@@ -119,7 +119,15 @@ def test_a_stored_stretch_is_read_as_the_window_is() -> None:
     assert (len(stretch.frames), stretch.upto, stretch.more) == (2, 12, False)
     stretch = window.read_stored(stored, Selection(["a"]), Wire.NDJSON, Limits(1, 1 << 30, 0))
     assert (len(stretch.frames), stretch.upto, stretch.more) == (1, 10, True)
-    assert window.bytes == OVERHEAD_BYTES + len(event_of(1).body)  # what is not in the window does not count
+
+
+def test_frames_of_stored_events_are_not_kept() -> None:
+    """Events that are not in the window keep no frames, which nobody would count."""
+    window = window_of("a")
+    stored = events_of("a", "b", begin=10)
+    window.read_stored(stored, ALL, Wire.NDJSON, NO_LIMITS)
+    assert [event.frames for event in stored] == [None, None]
+    assert window.bytes == OVERHEAD_BYTES + len(event_of(1).body)
 
 
 # --- bounds -------------------------------------------------------------------------------------------------

@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -31,6 +33,9 @@ TRANSPORTS: Final = (*STREAMS, "longpoll", "poll")
 
 PAUSE: Final = 0.02
 """Seconds between two attempts to reach a gateway that is not there."""
+
+SLOW_BYTES: Final = 8192
+"""What a slow client takes off its socket at a time, and what its kernel keeps for it."""
 
 DEADLINE: Final = 60.0
 """Seconds for what must happen."""
@@ -78,6 +83,7 @@ class Member:
         start: where it begins.
         overflow: what it asks for in case it falls behind.
         events_each: says behind how many events it drops its next connection by itself; None for never.
+        pace: is waited for before each read of a stream, of which a slow client takes little at a time.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class Member:
         start: str = "latest",
         overflow: str = "catchup",
         events_each: Callable[[], int | None] = lambda: None,
+        pace: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.patterns = tuple(patterns)
         self.transport = ""  # of the connection at hand
@@ -104,6 +111,7 @@ class Member:
         self._transports = transports
         self._start = start
         self._events_each = events_each
+        self._pace = pace
 
     # --- its life -------------------------------------------------------------------------------------------
 
@@ -128,7 +136,17 @@ class Member:
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        incoming, outgoing = await asyncio.open_connection("127.0.0.1", self._port)
+        sock = socket.socket()
+        sock.setblocking(False)
+        if self._pace is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BYTES)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self._port))
+        except OSError:
+            sock.close()
+            raise
+        limit = SLOW_BYTES if self._pace is not None else 1 << 16
+        incoming, outgoing = await asyncio.open_connection(sock=sock, limit=limit)
         try:
             yield incoming, outgoing
         finally:
@@ -146,7 +164,7 @@ class Member:
         if head.status not in (101, 200):
             raise Unavailable
         reader = reader_of(WIRES[self.transport])
-        while data := await incoming.read(1 << 16):
+        while data := await self._some(incoming):
             for message in reader.feed(data):
                 self.take(message)
                 if message.kind == "ping":
@@ -155,6 +173,11 @@ class Member:
                     left -= 1
                     if left <= 0:
                         return  # in the middle of whatever is on its way
+
+    async def _some(self, incoming: asyncio.StreamReader) -> bytes:
+        if self._pace is not None:
+            await self._pace()
+        return await incoming.read(1 << 16)
 
     def request(self, transport: str | None = None) -> bytes:
         """Return the request for a stream that goes on where it is."""
@@ -274,6 +297,14 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE):
         while not condition():  # noqa: ASYNC110  # what is waited for happens in another process
             await asyncio.sleep(PAUSE / 4)
+
+
+def pss(pid: int) -> int:
+    """Return the memory that a process has to itself, with its share of what it shares, in bytes."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the kernel does not say how much memory a process has")
 
 
 # --- bare HTTP and WebSocket --------------------------------------------------------------------------------
