@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -109,7 +110,7 @@ class Operate:
 
 
 def _limit(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_LISTED:
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= MAX_LISTED:
         raise Problem(422, f"limit is a whole number from 1 to {MAX_LISTED}")
     return int(text)
 
