@@ -1,23 +1,19 @@
 """
 The composition root: makes the parts of a gateway from the settings, and runs them.
 
-`serve` runs the whole server. `create_app` returns the same gateway as a Starlette application, to be mounted
-in somebody else's: its lifespan starts and stops the gateway, and where a host does not run it, the first
-request starts it.
+`gateway.serving` runs it as a server. `create_app` returns the same gateway as a Starlette application, to be
+mounted in somebody else's: its lifespan starts and stops the gateway, and where a host does not run it, the
+first request starts it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import uvicorn
-import uvloop
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -29,20 +25,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fanout.catchup import CatchUp
 from fanout.hub import Hub
 from fanout.window import Window
-from gateway import logs
 from gateway.consumers import SqliteConsumers
 from gateway.dedup import Dedup
 from gateway.drain import Drain
 from gateway.feeder import Feeder
-from gateway.files import raise_limit, room_for_connections
+from gateway.files import room_for_connections
 from gateway.intake import Intake
 from gateway.keepalive import Keepalive
-from gateway.log import LogError
 from gateway.operate import Operate
 from gateway.polling import Poller
 from gateway.problems import EXCEPTION_HANDLERS, Problem, method_not_allowed
 from gateway.publish import TOPIC_PATH, PublishEvents, PublishTopic
-from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server, listen
 from gateway.session import Services
 from gateway.settings import Settings
 from gateway.sqlite_log import SqliteLog
@@ -63,9 +56,6 @@ DEMO: Final = next(  # beside the package in a checkout, inside it in a wheel
 )
 OPEN_EARLY: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """What is answered while a start waits for the broker."""
-
-START_PATIENCE: Final = 3.0
-"""Seconds for which a start waits for the broker before the server opens without it, to say so."""
 
 
 class Gateway:
@@ -329,76 +319,3 @@ def create_app(settings: Settings | None = None) -> Starlette:
     drains and closes in an orderly way.
     """
     return Gateway(settings or Settings()).application()
-
-
-def serve(settings: Settings) -> int:
-    """Run the server until it is told to stop; return the exit code."""
-    logs.configure(settings.log_level)
-    raise_limit()
-    return uvloop.run(_serve(settings))
-
-
-async def _serve(settings: Settings) -> int:
-    gateway = Gateway(settings)
-    try:
-        listeners = listen(
-            settings.host, settings.port, settings.notsent_lowat, int(settings.stall_timeout * 1000)
-        )
-    except OSError as error:
-        return _cannot(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
-    starting = asyncio.create_task(gateway.start())
-    await asyncio.wait((starting,), timeout=START_PATIENCE if settings.backbone else None)
-    if starting.done():
-        try:
-            starting.result()
-        except LogError as error:
-            return _cannot(str(error))
-    address = listeners[0].getsockname()
-    doorkeeper = Doorkeeper((address[0], address[1]), settings.max_header_bytes, settings.header_timeout)
-    watch = asyncio.create_task(doorkeeper.run())
-    gc.freeze()  # what is here now stays: the collector need not look at it again
-    gc.set_threshold(10_000, 10, 20)  # connections are long-lived objects by the thousand, not garbage
-    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-    sys.stderr.write(f"sluice: serving on http://{shown}:{address[1]}, data in {settings.data}\n")
-    server = Server(_server_config(gateway, doorkeeper), gateway.drain)
-    starting.add_done_callback(lambda done: _started(done, server))
-    try:
-        await server.serve(listeners)
-    finally:
-        watch.cancel()
-        if not starting.done():
-            starting.cancel()
-            await asyncio.wait((starting,))
-            await gateway.log.close()
-        await gateway.stop()
-    failed = not starting.cancelled() and starting.exception() is not None
-    return _cannot(str(starting.exception())) if failed else 0
-
-
-def _started(starting: asyncio.Task[None], server: Server) -> None:
-    """End a server whose gateway cannot start after all: the broker came, and refuses."""
-    if not starting.cancelled() and starting.exception() is not None:
-        server.should_exit = True
-
-
-def _server_config(gateway: Gateway, doorkeeper: Doorkeeper) -> uvicorn.Config:
-    """Return uvicorn's configuration: our protocol class, and none of what it would do besides."""
-    return uvicorn.Config(
-        gateway.application(),
-        http=type("BoundHttpProtocol", (HttpProtocol,), {"doorkeeper": doorkeeper}),
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=10,
-        backlog=4096,
-    )
-
-
-def _cannot(sentence: str) -> int:
-    sys.stderr.write(f"sluice: {sentence}\n")
-    return 1

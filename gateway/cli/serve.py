@@ -17,6 +17,6 @@ def serve(settings: Settings) -> int:
     Sizes are bytes or texts like 64KiB, times are seconds or texts like 5m. A flag wins over its SLUICE_
     variable, that over the --config file.
     """
-    from gateway.app import serve as run  # noqa: PLC0415  # the server takes longer to import than --help to print
+    from gateway.serving import serve as run  # noqa: PLC0415  # the server takes longer to import than --help to print
 
     return run(settings)

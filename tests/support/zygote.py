@@ -73,7 +73,7 @@ class Zygote:
 def _main() -> None:
     """Fork a child for each `start`, answer with its pid; answer `wait` with its exit code."""
     from gateway.__main__ import main  # noqa: PLC0415  # only the zygote has to have it
-    from gateway.app import serve  # noqa: F401, PLC0415  # … and all that a start needs
+    from gateway.serving import serve  # noqa: F401, PLC0415  # … and all that a start needs
 
     pid = 0
     for line in sys.stdin:
