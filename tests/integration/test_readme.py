@@ -328,7 +328,7 @@ def test_the_gateway_runs_inside_an_application_as_shown(tmp_path: Path) -> None
             shlex.split(here(publish, port)), env=environ, capture_output=True, check=True, timeout=DEADLINE
         )
         assert re.fullmatch(
-            rb'{"accepted":1,"duplicates":0,"cursor":"[a-z2-7]{6}-1-[0-9a-f]{4}"}', answer.stdout
+            rb'{"accepted":1,"duplicates":0,"cursor":"[a-z2-7]{6}-1-[0-9a-f]{4}"}\n', answer.stdout
         )
         polled = get(f"http://127.0.0.1:{port}/push/v1/events?topic=orders.*&cursor=earliest")
         assert b'"topic":"orders.42"' in polled
