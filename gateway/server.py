@@ -36,6 +36,9 @@ KEEP_ALIVE_SECONDS = 75
 """How long an idle keep-alive connection is kept: longer than the pauses between a client's polls."""
 
 
+UNFINISHED_SECONDS = 5.0
+"""How long a server that goes away waits for the rest of a request's body."""
+
 MAX_TARGET = 65_535
 """Bytes of a request's target; httptools reads no longer ones, whatever the limit of the head is."""
 
@@ -349,4 +352,13 @@ class Server(uvicorn.Server):
         while not draining.done() and not self.force_exit:
             await asyncio.wait((draining,), timeout=0.1)
         draining.cancel()
+        dropping = asyncio.get_running_loop().call_later(UNFINISHED_SECONDS, self._drop_unfinished)
         await super().shutdown(sockets)
+        dropping.cancel()
+
+    def _drop_unfinished(self) -> None:
+        """Drop the connections that still have not sent the whole of their request."""
+        for protocol in list(self.server_state.connections):
+            cycle = getattr(protocol, "cycle", None)
+            if cycle is not None and cycle.more_body and not cycle.response_complete:
+                protocol.transport.abort()

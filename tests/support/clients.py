@@ -775,6 +775,7 @@ class WebSocket(Subscriber):
                 raise Closed(1006, str(error)) from None
             if frame.opcode == CLOSE:
                 assert await self.tcp.rest() == b"", "bytes behind the close frame"
+                await self.tcp.aclose()
                 code = int.from_bytes(frame.payload[:2], "big") if frame.payload else 1005
                 raise Closed(code, frame.payload[2:].decode())
             if frame.opcode in (PING, PONG):
