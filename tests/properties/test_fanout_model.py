@@ -135,7 +135,6 @@ class Fanout(RuleBasedStateMachine):
         assert client is not None
         self.world.leave(client, portion)
         for limit in polls:
-            self.world.tell()
             self.world.poll(client, "latest", limit)
         if back:
             self.world.come(client, wire, "latest", room)
@@ -226,7 +225,7 @@ def test_promises_hold_for_long_lives(seed: int) -> None:
 def test_a_reset_is_told_also_when_the_greeting_is_cut() -> None:
     """A client with a cursor of another log is never moved on in silence, wherever its line breaks."""
     for portion in range(1, 300):
-        world = World(Bounds(), whole_greetings=False)
+        world = World(Bounds())
         world.publish([Draft("a")])
         client = world.arrive(["a"], Wire.SSE, "earliest", 1 << 20)
         world.settle()

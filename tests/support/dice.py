@@ -83,7 +83,6 @@ class Dice:
         given = arguments()
         self.done.append(f"{name}{tuple(self._shown(each) for each in given)}")
         if self.random.random() < 0.02:
-            self.world.tell()
             self.world.poll(self._client(), "latest", self.random.choice((1, 3, 100)))
         getattr(self.world, name)(*given)
         self.world.check()

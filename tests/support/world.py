@@ -91,12 +91,10 @@ class World:
 
     Args:
         bounds: its sizes.
-        whole_greetings: no connection is cut in the middle of a greeting that announces a reset.
     """
 
-    def __init__(self, bounds: Bounds, *, whole_greetings: bool = True) -> None:
+    def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
-        self.whole_greetings = whole_greetings
         self.clients: list[Client] = []
         self.now = BEGINNING
         self.blocks: list[Block] = []  # that the feeder read, some of them a while ago
@@ -240,8 +238,6 @@ class World:
         greeting = greeting_of(self.streams, connection, place)
         self.streams.open(sink, connection, tuple(client.reading.patterns), place.position, greeting)
         sink.told_full = sink.full
-        if self.whole_greetings and place.reset is not None:
-            self.take(client, len(greeting))
 
     def poll(self, client: Client, start: str, limit: int) -> None:
         """A client without a connection goes on where it was, or begins at `start`, by a poll."""
@@ -269,6 +265,7 @@ class World:
         moment = replace(moment, lost=self.moment().lost)  # reading the log may have shown what is gone
         answer = json.loads(sent[1]["body"])
         assert len(answer["events"]) <= limit
+        moment = replace(moment, lost=self.log.first - 1)  # what is lost may be seen by reading
         client.reading.poll(Message("poll", answer["cursor"], answer), moment)
         client.seen.append(answer["cursor"])
 
