@@ -134,9 +134,10 @@ class Hub:
 
     def subscribe(self, connection: Connection, patterns: Iterable[str], start: int) -> None:
         """
-        Add patterns to a connection, each from `start` on; what it already gets is not sent again.
+        Add patterns to a connection, each from `start` on; what only others of its match is not sent again.
 
-        A pattern it already has stays as it is.
+        A pattern it already has stays as it is. What a new one matches behind `start` comes, though an older
+        one may have brought it before: who goes back for it asks for it.
         """
         before = self.patterns(connection)
         added = [pattern for pattern in patterns if pattern not in before]

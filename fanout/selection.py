@@ -54,7 +54,7 @@ class Backfill:
     Patterns that started at different places: each picks only events behind its own start.
 
     A WebSocket that subscribes to one more topic *from an earlier cursor* goes back there for the new topic
-    alone: what it already received is not sent again.
+    alone: what only its other topics match is not sent again.
     """
 
     __slots__ = ("starts", "topics")

@@ -191,6 +191,16 @@ def test_a_topic_from_the_past_for_one_that_is_behind() -> None:
     assert [event.position for event in stage.window._events.after(0) if wanted.picks(event)] == [2, 3, 4, 5]
 
 
+def test_a_wider_pattern_from_the_past() -> None:
+    """A pattern added from the past brings all it matches behind there, also what another brought before."""
+    stage = Stage()
+    connection, _ = stage.connect("a.x", "b")
+    stage.publish("a.x", "a.y", "b", "a.x")
+    stage.hub.subscribe(connection, ["a.*"], 1)
+    wanted = stage.hub.wanted(connection)
+    assert [event.position for event in stage.window._events.after(0) if wanted.picks(event)] == [2, 4]
+
+
 def test_a_topic_it_has_stays_as_it_is() -> None:
     """Subscribing to what is subscribed to, from wherever, changes nothing."""
     stage = Stage()
