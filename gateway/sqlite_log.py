@@ -199,9 +199,11 @@ class SqliteLog:
             LogDamaged: what is stored there is damaged.
             LogUnavailable: it cannot be read, or the log is closed.
         """
-        events = await self._reading().read(max(after + 1, self.first), self.head, max_bytes)
-        if events and events[0].position > after + 1:  # positions have no holes: retention was there just now
-            self.first = max(self.first, events[0].position)
+        head = self.head
+        events = await self._reading().read(max(after + 1, self.first), head, max_bytes)
+        there = events[0].position if events else head + 1
+        if there > after + 1:  # positions have no holes: retention was there just now
+            self.first = max(self.first, there)
         return events
 
     async def find_time(self, time_ms: int) -> int:

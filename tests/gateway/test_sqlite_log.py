@@ -831,3 +831,19 @@ def _block(first: int, count: int) -> Block:
     for position, one in enumerate(found, first):
         one.position = position
     return Block(found)
+
+
+@pytest.mark.parametrize(("kept", "first"), [(0, 51), (10, 41)])
+async def test_first_knows_what_retention_deleted_just_now(tmp_path: Path, kept: int, first: int) -> None:
+    """When a read finds events gone that `first` still counts, `first` says so by the time it returns."""
+    await _filled(tmp_path, count=50, size=10)
+    async with opened(tmp_path) as log:
+        assert log.first == 1
+        deleting = sqlite3.connect(tmp_path / "log.db")
+        deleting.execute("DELETE FROM batches WHERE last <= ?", (50 - kept,))
+        deleting.commit()
+        deleting.close()
+        events = await log.read(0, 1 << 20)
+
+    assert [event.position for event in events] == list(range(first, 51))
+    assert log.first == first
