@@ -2,8 +2,8 @@
 The gateways that integration tests share.
 
 `gateway` is the gateway in each of its shells: as `sluice serve` runs it, on detached sockets, and mounted in
-another application on plain uvicorn, where the host runs its lifespan or not. `own` is the first alone. They are
-shared by all tests that leave the settings alone; each test uses `topics` of its own.
+another application on plain uvicorn, where the host runs its lifespan or not. `own` is the first alone. They
+are shared by all tests that leave the settings alone; each test uses `topics` of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """
-The gateway in somebody else's application: mounting, starting, slow and broken servers, and a host that goes away.
+The gateway in somebody else's application: mounting, starting, slow and broken servers, and a host that goes
+away.
 
-What holds on every transport in every shell is in the tests of the transports, which run against these shells too.
+What holds on every transport in every shell is in the tests of the transports, which run against these shells
+too.
 """
 
 from __future__ import annotations
@@ -94,11 +96,10 @@ async def test_a_crowd_of_first_requests_starts_the_gateway_once(tmp_path: Any) 
                 return False
 
         await until(listens, "the host listens")
-        answers = await asyncio.gather(
-            *(fetch(address, "/v1/events", [("topic", "t")]) for _ in range(15)),
-            *(publish(address, {"topic": "t", "data": number}) for number in range(15)),
-        )
-        assert len({answer.json["cursor"].split("-")[0] for answer in answers[:15]}) == 1  # type: ignore[union-attr]
+        publishing = asyncio.gather(*(publish(address, {"topic": "t", "data": n}) for n in range(15)))
+        polls = await asyncio.gather(*(fetch(address, "/v1/events", [("topic", "t")]) for _ in range(15)))
+        assert len({poll.json["cursor"].split("-")[0] for poll in polls}) == 1
+        await publishing
         async with open_subscriber(address, "sse", "t", cursor="earliest") as subscriber:
             assert sorted(await subscriber.data(15)) == list(range(15))
     finally:
@@ -260,7 +261,7 @@ async def test_a_server_that_fails_to_send_ends_the_stream(
 
 
 async def test_a_server_without_denials_closes_the_handshake(application: Starlette) -> None:
-    """Where a server cannot answer a handshake with a response, a refusal is the plain 403 that ASGI knows."""
+    """Where a server cannot answer a handshake with a response, a refusal is ASGI's plain 403."""
     exchange = AsgiExchange()
     exchange.tell({"type": "websocket.connect"})
     async with answering(application, scope_of("/v1/events", "topic=a..b", kind="websocket"), exchange):
@@ -270,7 +271,7 @@ async def test_a_server_without_denials_closes_the_handshake(application: Starle
 
 async def test_a_server_with_denials_sends_the_problem(application: Starlette) -> None:
     """With the extension `websocket.http.response` the client sees status and reason."""
-    extensions = {"websocket.http.response": {}}
+    extensions: Message = {"websocket.http.response": {}}
     exchange = AsgiExchange()
     exchange.tell({"type": "websocket.connect"})
     scope = scope_of("/v1/events", "topic=a..b", kind="websocket", extensions=extensions)
@@ -342,7 +343,7 @@ async def test_a_held_poll_is_answered_when_the_host_goes(lifespan: bool) -> Non
 
 
 async def test_the_prefix_is_no_part_of_what_the_gateway_knows(mounted: Address) -> None:
-    """A problem's sentence about a path names the path; nothing else depends on where the gateway is mounted."""
+    """A problem about a path names the whole path."""
     response = await fetch(mounted, "/v1/nothing")
     assert response.status == 404
     assert PREFIX in response.problem["detail"]

@@ -1,8 +1,8 @@
 """
 RFC 6455 conformance of the gateway's own WebSocket protocol class: the Autobahn cases, run by `kosoku`.
 
-Categories: 1 framing, 2 pings and pongs, 3 reserved bits, 4 opcodes, 5 fragmentation, 6 UTF-8, 7 closing, 10 what
-remains. (9 measures limits, 12 and 13 are permessage-deflate, which has tests of its own.)
+Categories: 1 framing, 2 pings and pongs, 3 reserved bits, 4 opcodes, 5 fragmentation, 6 UTF-8, 7 closing, 10
+what remains. (9 measures limits, 12 and 13 are permessage-deflate, which has tests of its own.)
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ INFORMATIONAL = {"7.1.6", "7.13.1", "7.13.2"}
 
 LATE = {"6.4.3", "6.4.4"}
 """
-Invalid UTF-8 inside a frame of which the end has not come yet. It is refused when the frame is complete and not
-within it, which the suite calls NON-STRICT; RFC 6455 8.1 asks for no more.
+Invalid UTF-8 inside a frame of which the end has not come yet. It is refused when the frame is complete and
+not within it, which the suite calls NON-STRICT; RFC 6455 8.1 asks for no more.
 """
 
 

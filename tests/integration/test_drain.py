@@ -55,7 +55,7 @@ async def is_not_ready(address: Address) -> bool:
 
 
 async def test_it_is_not_ready_before_it_is_gone() -> None:
-    """After SIGTERM `/readyz` is 503 and says why, while the port still answers and publishing still works."""
+    """After SIGTERM `/readyz` is 503 and says why, while publishing still works."""
     with GatewayProcess(drain_seconds=2) as process:
         address = address_of(process)
         async with open_subscriber(address, "sse", "t") as subscriber:
@@ -70,7 +70,7 @@ async def test_it_is_not_ready_before_it_is_gone() -> None:
 
 @on_every_stream
 async def test_every_stream_is_told_to_reconnect_with_its_cursor(transport: str) -> None:
-    """A stream gets the advice with its own cursor and a time to wait, and ends in its transport's own way."""
+    """A stream gets its own cursor and a time to wait, and ends in its transport's own way."""
     with GatewayProcess() as process:
         address = address_of(process)
         async with open_subscriber(address, transport, "t") as subscriber:
@@ -228,7 +228,7 @@ async def test_operations_in_flight_are_answered_truly() -> None:
     "sent", [b"", b"GET /v1/ev", b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n["]
 )
 async def test_idle_and_half_begun_connections_do_not_hold_it_up(sent: bytes) -> None:
-    """Kept-alive, silent and half-sent requests are closed; the end comes before their own patience is over."""
+    """Kept-alive, silent and half-sent requests are closed before their own patience is over."""
     with GatewayProcess(header_timeout=60, body_timeout=60) as process:
         address = address_of(process)
         async with Tcp.open(address) as idle, Tcp.open(address) as half:
@@ -261,12 +261,13 @@ async def is_gone_or_draining(address: Address) -> bool:
         return True
 
 
-async def test_rolling_restarts_lose_nothing() -> None:
+async def test_rolling_restarts_lose_nothing() -> None:  # noqa: C901  # one story, told in a row
     """
-    While a gateway is restarted three times, once by kill -9, clients on every transport get every event once.
+    While a gateway is restarted three times, once by kill -9, clients on every transport get every event
+    once.
 
-    Each client goes on from the cursor of the last message it took, as it is told to; the producer tries again
-    until it has its 202, with an id, so that nothing is stored twice.
+    Each client goes on from the cursor of the last message it took, as it is told to; the producer tries
+    again until it has its 202, with an id, so that nothing is stored twice.
     """
     total = 400
     with GatewayProcess(drain_seconds=0.2) as process:

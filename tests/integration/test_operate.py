@@ -118,7 +118,7 @@ async def test_who_is_behind_comes_first(gateway: Address, topics: Topics) -> No
             await publish(gateway, *({"topic": topics(), "data": "x" * 100_000} for _ in range(10)))
 
         async def behind() -> bool:
-            return (await seen(gateway, name))["state"] == "paused"
+            return bool((await seen(gateway, name))["state"] == "paused")
 
         await until(behind, "the slow client is paused")
         first = (await fetch(gateway, "/v1/connections", [("limit", "1")])).json["connections"][0]

@@ -36,7 +36,7 @@ async def poll(address: Address, topic: str, *query: tuple[str, str], **headers:
 
 
 async def test_a_first_poll_is_empty_and_has_the_cursor(gateway: Address, topics: Topics) -> None:
-    """Without a cursor the answer is empty and says where the head is, also to a client of an unknown topic."""
+    """Without a cursor the answer is empty and says where the head is."""
     head = (await publish(gateway, *numbered(topics(), 1)))["cursor"]
     response = await poll(gateway, topics())
     assert response.status == 200
@@ -118,7 +118,7 @@ async def test_a_cursor_parameter_never_gets_304(gateway: Address, topics: Topic
 
 
 async def test_answers_come_in_batches(gateway: Address, topics: Topics) -> None:
-    """`limit` cuts an answer, `more` says so and that the next poll need not wait; the last one says otherwise."""
+    """`limit` cuts an answer; `more` and `Retry-After: 0` say so, until there is no more."""
     await publish(gateway, *numbered(topics(), *range(25)))
     seen: list[int] = []
     cursor = "earliest"
@@ -219,7 +219,7 @@ async def test_the_hint_to_wait_can_be_set() -> None:
 
 
 async def test_an_independent_client_polls(gateway: Address, topics: Topics) -> None:
-    """httpx with its usual headers (gzip, keep-alive, `*/*`) is answered in JSON."""
+    """An ordinary client, httpx, with its usual headers (gzip, keep-alive, `*/*`) is answered in JSON."""
     await publish(gateway, *numbered(topics(), 1))
     async with httpx.AsyncClient(trust_env=False) as client:
         parameters = {"topic": topics(), "cursor": "earliest"}

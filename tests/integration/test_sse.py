@@ -27,6 +27,7 @@ from tests.support.clients import (
     publish,
     read_head,
     request_bytes,
+    until,
 )
 from tests.support.host import address_of
 from tests.support.server import GatewayProcess
@@ -143,9 +144,11 @@ async def test_a_client_that_hangs_up_is_forgotten(gateway: Address, topics: Top
     """When the socket ends, so does the connection in the gateway."""
     async with open_subscriber(gateway, "sse", topics()):
         assert topics() in (await fetch(gateway, "/v1/topics")).body.decode()
-    async with asyncio.timeout(20):
-        while topics() in (await fetch(gateway, "/v1/topics")).body.decode():
-            await asyncio.sleep(0.02)
+
+    async def forgotten() -> bool:
+        return topics() not in (await fetch(gateway, "/v1/topics", [("limit", "1000")])).body.decode()
+
+    await until(forgotten, "the connection is forgotten")
 
 
 # --- awkward inputs ----------------------------------------------------------------------------------------
@@ -184,7 +187,8 @@ async def test_awkward_data_arrives_unchanged(
 @pytest.mark.parametrize("ending", ["\r\n", "\n", "\r"])
 async def test_pretty_printed_data_is_one_line(gateway: Address, topics: Topics, ending: str) -> None:
     """JSON with line breaks between its tokens is sent on one line."""
-    body = '{"topic": "%s",%s "data": {%s "a": [1,%s 2]}}' % (topics(), ending, ending, ending)
+    event = {"topic": topics(), "data": {"a": [1, 2]}}
+    body = json.dumps(event, indent=1).replace("\n", ending)
     async with open_subscriber(gateway, "sse", topics()) as stream:
         assert await post(gateway, body) == 202
         assert await stream.data(1) == [{"a": [1, 2]}]
@@ -192,7 +196,7 @@ async def test_pretty_printed_data_is_one_line(gateway: Address, topics: Topics,
 
 async def test_half_of_a_surrogate_pair_is_passed_on_or_refused(gateway: Address, topics: Topics) -> None:
     """An escaped lone surrogate, which is no Unicode text, is passed on as the escape it is, or refused."""
-    body = '{"topic": "%s", "data": "\\ud83d"}' % topics()
+    body = json.dumps({"topic": topics(), "data": "\ud83d"})
     async with open_subscriber(gateway, "sse", topics()) as stream:
         status = await post(gateway, body)
         assert status in (202, 400)
@@ -332,9 +336,11 @@ async def test_one_connection_too_many_is_told_to_wait() -> None:
             assert (await fetch(address, "/v1/events", [("topic", "t")])).status == 200, "polls go on"
             await publish(address, {"topic": "t", "data": 1})
             assert await first.data(1) == [1]
-        async with asyncio.timeout(20):
-            while (await fetch(address, "/v1/connections")).json["total"]:
-                await asyncio.sleep(0.02)
+
+        async def all_gone() -> bool:
+            return not (await fetch(address, "/v1/connections")).json["total"]
+
+        await until(all_gone, "the connections are forgotten")
         async with open_subscriber(address, "sse", "t") as again:
             await publish(address, {"topic": "t", "data": 2})
             assert await again.data(1) == [2]

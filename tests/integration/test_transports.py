@@ -409,7 +409,7 @@ SLOW = 50
 
 
 async def fall_behind(address: Address, topic: str, subscriber: Any, *, keys: int = 0) -> list[Message]:
-    """Stall a subscriber, publish until the gateway has paused it, and return what was published meanwhile."""
+    """Stall a subscriber, publish far more than fits, and return what was published meanwhile."""
     subscriber.tcp.stall()
     events = [
         {"topic": topic, "data": [number, "x" * 100_000], **({"key": f"k{number % keys}"} if keys else {})}
@@ -466,7 +466,7 @@ def position_of(cursor: str) -> int:
 
 @on_every_stream
 async def test_a_slow_client_is_sent_away(gateway: Address, topics: Topics, transport: str) -> None:
-    """With `overflow=disconnect` it is told to reconnect with the cursor it has reached, and misses nothing."""
+    """With `overflow=disconnect` it is told to reconnect with its cursor, and misses nothing."""
     async with open_subscriber(
         gateway, transport, topics(), receive_buffer=4096, overflow="disconnect"
     ) as slow:
@@ -520,7 +520,7 @@ async def test_a_consumer_begins_where_it_first_came(
 async def test_a_consumer_goes_on_behind_what_it_acknowledged(
     gateway: Address, topics: Topics, then: str
 ) -> None:
-    """The server remembers the cursor that was acknowledged, for whatever transport the consumer comes with."""
+    """The server remembers the acknowledged cursor, whatever transport the consumer comes with."""
     name = topics("consumer")
     async with open_subscriber(gateway, "websocket", topics(), consumer=name) as subscriber:
         await publish(gateway, *numbered(topics(), 1, 2, 3))

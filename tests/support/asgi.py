@@ -1,4 +1,4 @@
-"""An ASGI server of one request: calls an application, and has the test decide when what is sent goes through."""
+"""An ASGI server of one request, in which the test decides when what is sent goes through."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def scope_of(
 async def answering(
     application: ASGIApp, scope: Message, exchange: AsgiExchange
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """Have the application answer a request; at the end the client disconnects, and the application must end."""
+    """Have the application answer a request; at the end the client leaves, and the answer must end."""
     if scope["type"] == "http":
         exchange.tell({"type": "http.request", "body": b"", "more_body": False})
-    task = asyncio.ensure_future(application(scope, exchange.receive, exchange.send))  # type: ignore[arg-type]
+    task = asyncio.ensure_future(application(scope, exchange.receive, exchange.send))
     try:
         yield task
     finally:

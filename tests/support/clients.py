@@ -2,11 +2,11 @@
 Raw clients for every transport: sockets, bytes, and readers written from the specifications.
 
 Nothing here is shared with the gateway, so that what it writes is checked by somebody else's reading of the
-rules: HTTP/1.1 (RFC 9112), event streams (HTML 9.2.6), WebSocket (RFC 6455), permessage-deflate (RFC 7692). They
-are strict: what a tolerant client would let pass fails the test. Every wait has one deadline.
+rules: HTTP/1.1 (RFC 9112), event streams (HTML 9.2.6), WebSocket (RFC 6455), permessage-deflate (RFC 7692).
+They are strict: what a tolerant client would let pass fails the test. Every wait has one deadline.
 
-`open_subscriber` gives the same face to all of them: a *message* is a dict, either an event as clients see it, or
-`{"control": …}` in the names that NDJSON uses, whatever the transport calls it.
+`open_subscriber` gives the same face to all of them: a *message* is a dict, either an event as clients see
+it, or `{"control": …}` in the names that NDJSON uses, whatever the transport calls it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import codecs
+import contextlib
 import hashlib
 import json
 import os
@@ -136,11 +137,9 @@ class Tcp:
         """Return everything up to the end of the connection, whether it was closed or reset."""
         parts = []
         async with asyncio.timeout(DEADLINE):
-            try:
+            with contextlib.suppress(ConnectionError):
                 while part := await self._reader.read(1 << 16):
                     parts.append(part)
-            except ConnectionError:
-                pass
         return b"".join(parts)
 
     def stall(self) -> None:
@@ -164,10 +163,8 @@ class Tcp:
     async def aclose(self) -> None:
         """Close, whatever state it is in. Idempotent."""
         self._writer.transport.abort()
-        try:
+        with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
-        except ConnectionError:
-            pass
 
 
 # --- HTTP --------------------------------------------------------------------------------------------------
@@ -251,7 +248,7 @@ def request_bytes(
 
 
 class Body:
-    """The body of a response, decoded piece by piece: chunked, of a length, or up to the end of the connection."""
+    """The body of a response, piece by piece: chunked, of a length, or up to the connection's end."""
 
     def __init__(self, tcp: Tcp, head: Head) -> None:
         self._tcp = tcp
@@ -699,6 +696,7 @@ class WebSocket(Subscriber):
         self.head = head
         self.deflate = "sec-websocket-extensions" in head
         self.answers_pings = True
+        self.closing = False  # we have sent a close frame of our own
         self.frames: list[Frame] = []
 
     @classmethod
@@ -746,7 +744,8 @@ class WebSocket(Subscriber):
         return frame
 
     async def close(self, code: int = 1000) -> None:
-        """Close in order: our close frame, the server's answer with the same code, the end of the connection."""
+        """Close in order: our close frame, the server's with the same code, the connection's end."""
+        self.closing = True
         await self.send_frame(Frame(CLOSE, code.to_bytes(2, "big")))
         closed = await self.closed()
         assert closed.code == code, closed
@@ -774,6 +773,9 @@ class WebSocket(Subscriber):
             except (Ended, ConnectionError) as error:
                 raise Closed(1006, str(error)) from None
             if frame.opcode == CLOSE:
+                if not self.closing:
+                    with contextlib.suppress(ConnectionError):
+                        await self.send_frame(Frame(CLOSE, frame.payload[:2]))
                 assert await self.tcp.rest() == b"", "bytes behind the close frame"
                 await self.tcp.aclose()
                 code = int.from_bytes(frame.payload[:2], "big") if frame.payload else 1005
@@ -931,7 +933,7 @@ async def until(condition: Any, what: str) -> None:
     """Wait until an async condition holds; fail, saying `what` did not happen, after the deadline."""
     try:
         async with asyncio.timeout(DEADLINE):
-            while not await condition():
+            while not await condition():  # noqa: ASYNC110  # it is asked of another process
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"it did not happen within {DEADLINE} s: {what}") from None

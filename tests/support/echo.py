@@ -1,5 +1,6 @@
 """
-A WebSocket server that sends every message back, made of the gateway's own server and WebSocket protocol class.
+A WebSocket server that sends every message back, made of the gateway's own server and WebSocket protocol
+class.
 
     with EchoProcess() as echo:
         echo.url

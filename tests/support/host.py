@@ -4,8 +4,8 @@ The gateway mounted in somebody else's application, on plain uvicorn, as a child
     with HostProcess(lifespan=True) as host:
         host.address
 
-Run as a program it is that application: `python -m tests.support.host PORT lifespan|bare '{"data": …}'`. Everything
-about the server is uvicorn's own: its protocol classes, its signals, its WebSocket implementation.
+Run as a program it is that application: `python -m tests.support.host PORT lifespan|bare '{"data": …}'`.
+Everything about the server is uvicorn's own: its protocol classes, its signals, its WebSocket implementation.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ class HostProcess(GatewayProcess):
     An application that mounts the gateway at `PREFIX`.
 
     Args:
-        lifespan: whether it runs the gateway's lifespan in its own; else the first request starts the gateway.
-        data: as for `GatewayProcess`.
-        settings: as for `GatewayProcess`.
+        lifespan: whether it runs the gateway's lifespan in its own; else the first request starts the
+        gateway. data: as for `GatewayProcess`. settings: as for `GatewayProcess`.
     """
 
     def __init__(self, data: Path | str | None = None, *, lifespan: bool, **settings: Any) -> None:
