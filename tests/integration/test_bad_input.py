@@ -379,7 +379,7 @@ async def test_a_websocket_behind_other_requests_is_a_websocket(address: Address
         socket = WebSocket(tcp, head)
         await socket.control("welcome")
         assert await socket.next() == {"control": "pong", "ref": 1}
-        assert await socket.read_frame() == Frame(PONG, b"x")
+        assert await socket.pong() == Frame(PONG, b"x")
 
 
 async def test_a_flood_behind_a_stream_ends_it(process: GatewayProcess, address: Address) -> None:
@@ -601,12 +601,12 @@ async def test_endless_empty_fragments_cost_nothing(process: GatewayProcess, add
         flood = Frame(CONTINUATION, b"", fin=False).encode() * 10_000
         await socket.tcp.send(flood)
         await socket.send_frame(Frame(PING, b"warm"))
-        assert await socket.read_frame() == Frame(PONG, b"warm")
+        assert await socket.pong() == Frame(PONG, b"warm")
         before = memory_of(process)
         for _ in range(30):
             await socket.tcp.send(flood)
         await socket.send_frame(Frame(PING, b"done"))
-        assert await socket.read_frame() == Frame(PONG, b"done")
+        assert await socket.pong() == Frame(PONG, b"done")
         assert memory_of(process) - before < 1_500_000, "300,000 fragments are not kept"
 
 
@@ -626,7 +626,7 @@ async def test_a_message_in_tiny_fragments_costs_its_size(process: GatewayProces
         for _ in range(40):
             await socket.tcp.send(fragments)
         await socket.send_frame(Frame(PING, b"done"))
-        assert await socket.read_frame() == Frame(PONG, b"done")
+        assert await socket.pong() == Frame(PONG, b"done")
         assert memory_of(process) - before < 1_500_000
         await socket.send_frame(Frame(CONTINUATION, b'"}'))
         assert await socket.next() == {"control": "pong", "ref": "xy" * 40_000}

@@ -743,6 +743,12 @@ class WebSocket(Subscriber):
             await self.send_frame(Frame(PONG, frame.payload))
         return frame
 
+    async def pong(self) -> Frame:
+        """Return the next pong, passing over the server's own pings and heartbeats, and nothing else."""
+        while (frame := await self.read_frame()).opcode != PONG:
+            assert frame.opcode == PING or b'"control":"heartbeat"' in frame.payload, frame
+        return frame
+
     async def close(self, code: int = 1000) -> None:
         """Close in order: our close frame, the server's with the same code, the connection's end."""
         self.closing = True
