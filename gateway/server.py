@@ -324,6 +324,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
         super().__init__(config)
         self.hurried = False  # somebody pressed Ctrl+C and waits
+        self._asked = asyncio.Event()
         self._drain = drain
 
     @contextlib.contextmanager
@@ -345,6 +346,17 @@ class Server(uvicorn.Server):
     def _asked_to_exit(self, number: int) -> None:
         self.hurried = number == signal.SIGINT
         self.handle_exit(number, None)
+        self._asked.set()
+
+    def exit(self) -> None:
+        """Stop serving, as if told by a signal."""
+        self.should_exit = True
+        self._asked.set()
+
+    async def main_loop(self) -> None:
+        """Wait until told to exit; uvicorn's own looks ten times a second, also on an idle machine."""
+        await self.on_tick(0)
+        await self._asked.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, unless a second SIGINT says that nobody wants to wait; then shut down as uvicorn does."""

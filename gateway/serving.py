@@ -68,7 +68,7 @@ async def _serve(settings: Settings) -> int:
 def _started(starting: asyncio.Task[None], server: Server) -> None:
     """End a server whose gateway cannot start after all: the broker came, and refuses."""
     if not starting.cancelled() and starting.exception() is not None:
-        server.should_exit = True
+        server.exit()
 
 
 def _server_config(gateway: Gateway, doorkeeper: Doorkeeper) -> uvicorn.Config:
