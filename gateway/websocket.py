@@ -212,8 +212,10 @@ class DetachedWebSocket(Detached):
         """
         self.unread = b""
         self._start_reading()
-        if not self.transport.is_closing():
+        if not self.transport.is_closing() and self.transport.can_write_eof():
             self.transport.write_eof()
+        else:  # TLS has no half of a connection to end
+            self.transport.close()
 
     # --- going out ------------------------------------------------------------------------------------------
 

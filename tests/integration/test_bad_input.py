@@ -53,7 +53,8 @@ SSE = ("Accept", "text/event-stream")
 @pytest.fixture(scope="module")
 def process() -> Iterator[GatewayProcess]:
     """A gateway with short patience, whose log must stay free of tracebacks."""
-    with GatewayProcess(header_timeout=1, max_message_bytes=100_000, websocket_deflate=True) as process:
+    settings: dict[str, Any] = {"max_message_bytes": 100_000, "websocket_deflate": True}
+    with GatewayProcess(header_timeout=1, body_timeout=1, **settings) as process:
         yield process
         assert process.alive
         listed = json.loads(process.get("/v1/connections")[1])
@@ -300,6 +301,28 @@ async def test_a_hundred_half_requests_hold_nobody_up(address: Address) -> None:
         assert (await fetch(address, "/v1/events", [("topic", "a")])).status == 200
         answers = await asyncio.gather(*(tcp.rest() for tcp in halves))
     assert all(b" 408 " in answer for answer in answers)
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"],
+    ids=["length", "chunked"],
+)
+async def test_half_a_body_is_not_waited_for_for_ever(address: Address, framing: bytes) -> None:
+    """A body that does not go on within `body_timeout` is answered 408 and closed."""
+    async with Tcp.open(address) as tcp:
+        head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        await tcp.send(head + framing + b"5\r\n[{   ")
+        response = await read_response(tcp)
+        assert response.status == 408
+        assert await tcp.rest() == b""
+
+
+async def test_a_poll_does_not_wait_for_its_body(address: Address) -> None:
+    """A GET that announces a body which never comes is answered."""
+    async with Tcp.open(address) as tcp:
+        await tcp.send(b"GET /v1/events?topic=t HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        assert (await read_response(tcp)).status == 200
 
 
 # --- behind a stream ---------------------------------------------------------------------------------------

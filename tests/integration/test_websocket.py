@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -391,6 +392,35 @@ async def test_an_ack_of_another_log_is_refused(gateway: Address, topics: Topics
     await publish(gateway, *numbered(topics(), 2))
     async with open_subscriber(gateway, "sse", topics(), consumer=name) as subscriber:
         assert await subscriber.data(1) == [2]
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_it_does_not_matter_how_the_bytes_are_cut(gateway: Address, topics: Topics, seed: int) -> None:
+    """A stream of frames of every kind, cut at random places, is answered as if it came in one piece."""
+    cuts = random.Random(seed)
+    stream = b""
+    for number in range(120):
+        text = json.dumps({"op": "ping", "ref": [number, "é" * cuts.randrange(200)]}).encode()
+        at = cuts.randrange(1, len(text))
+        stream += Frame(PONG, b"").encode() * cuts.randrange(2)
+        stream += Frame(TEXT, text[:at], fin=False).encode()
+        stream += Frame(PING, bytes([number])).encode()
+        stream += Frame(CONTINUATION, text[at:]).encode()
+    async with open_subscriber(gateway, "websocket", topics()) as socket:
+
+        async def send_in_pieces() -> None:
+            rest = stream
+            while rest:
+                size = cuts.choice((1, 2, 3, 6, 7, 50, 1000))
+                await socket.tcp.send(rest[:size])
+                rest = rest[size:]
+
+        sending = asyncio.ensure_future(send_in_pieces())
+        refs = [(await socket.control("pong"))["ref"][0] for _ in range(120)]
+        await sending
+        assert refs == list(range(120))
+        pongs = [frame.payload[0] for frame in socket.frames if frame.opcode == PONG]
+        assert pongs == list(range(120))
 
 
 # --- control frames and closing ----------------------------------------------------------------------------
