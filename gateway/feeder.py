@@ -20,7 +20,7 @@ from fanout.closing import LOG_FAILED
 from fanout.connection import Connection, State
 from gateway.log import Log, LogDamaged, LogError
 
-SLICE_SECONDS: Final = 0.002
+SLICE_SECONDS: Final = 0.001
 """How long the feeder works before it lets the loop do other things."""
 
 BLOCK_BYTES: Final = 256 * 1024

@@ -45,8 +45,8 @@ MAX_TARGET = 65_535
 _NO_REQUEST = Problem(400, "this is no HTTP/1.1 request")
 _OTHER_VERSION = Problem(505, "only HTTP/1.1 and HTTP/1.0 are spoken here", headers={"connection": "close"})
 
-BEGUN_PER_TURN = 16
-"""GET requests that are begun in one turn of the loop: about a millisecond of work."""
+BEGUN_PER_TURN = 8
+"""GET requests that are begun in one turn of the loop: less than a millisecond of work."""
 
 
 class Doorkeeper:

@@ -17,6 +17,12 @@ from gateway.log import LogError
 from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server, listen
 from gateway.settings import Settings
 
+SWITCH_SECONDS: Final = 0.0005
+"""
+How long the loop may keep the interpreter from the log's writer. Python's own 5 ms are asked for several times a
+commit: a publish then waits 20 ms when the loop is busy, as when a crowd comes back.
+"""
+
 START_PATIENCE: Final = 3.0
 """Seconds for which a start waits for the broker before the server opens without it, to say so."""
 
@@ -46,6 +52,7 @@ async def _serve(settings: Settings) -> int:
     address = listeners[0].getsockname()
     doorkeeper = Doorkeeper((address[0], address[1]), settings.max_header_bytes, settings.header_timeout)
     watch = asyncio.create_task(doorkeeper.run())
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # what is here now stays: the collector need not look at it again
     gc.set_threshold(10_000, 10, 20)  # connections are long-lived objects by the thousand, not garbage
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
