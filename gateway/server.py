@@ -118,6 +118,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None  # `cycle` is the one that was read last
         self._in_head = True  # the next bytes belong to a request's head
         self._head_bytes = 0
+        self._aside = 0  # bytes since the last that were of a head or a body: trailers, chunk extensions
         self.url = b""
         self._upgraded = False  # an upgrade was asked for: what follows is no HTTP
         self._behind = b""  # … and is kept here until somebody takes the socket over
@@ -146,6 +147,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._in_head:
             self._head_bytes += len(data)
+        else:
+            self._aside += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -159,7 +162,7 @@ class HttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(self._too_long() if len(self.url) > MAX_TARGET else _NO_REQUEST)
         else:
-            if self._in_head and self._head_bytes > self.doorkeeper.max_head:
+            if (self._head_bytes if self._in_head else self._aside) > self.doorkeeper.max_head:
                 self._refuse(self._too_large())
 
     def _offers_another_protocol(self) -> bool:
@@ -190,6 +193,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._aside = 0
         if not self._in_head:  # not the connection's first
             self._in_head = True
             self._head_bytes = 0
@@ -203,6 +207,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self.doorkeeper.arrived(self)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a request's body."""
+        self._aside = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is complete."""

@@ -318,6 +318,46 @@ async def test_half_a_body_is_not_waited_for_for_ever(address: Address, framing:
         assert await tcp.rest() == b""
 
 
+ENDLESS = {
+    "trailers": (b"0\r\n", b"X-Trailer: " + b"y" * 100 + b"\r\n"),
+    "one trailer": (b"0\r\nX: ", b"y" * 100),
+    "chunk extension": (b"5;x=", b"y" * 100),
+    "chunk size": (b"", b"0" * 100),
+    "line ends between requests": (b"0\r\n\r\n", b"\r\n" * 50),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_what_surrounds_a_body_is_not_kept_without_end(
+    process: GatewayProcess, address: Address, name: str
+) -> None:
+    """Trailers, chunk extensions and empty lines that never end are cut off, and cost no memory."""
+    begin, piece = ENDLESS[name]
+    before = memory_of(process)
+    async with Tcp.open(address) as tcp:
+        head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n[\r\n"
+        await tcp.send(head + begin)
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(20):
+                while True:
+                    await tcp.send(piece * 1000)
+        await tcp.rest()
+    assert memory_of(process) - before < 4_000_000
+
+
+async def test_many_small_chunks_are_a_body(address: Address, topics: Topics) -> None:
+    """A large body in chunks of a few bytes, with extensions, is no attack."""
+    body = json.dumps({"topic": topics(), "data": "x" * 100_000}).encode()
+    chunks = b"".join(
+        b"%x;ext=%b\r\n%b\r\n" % (len(body[at : at + 7]), b"e" * 20, body[at : at + 7])
+        for at in range(0, len(body), 7)
+    )
+    head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with Tcp.open(address) as tcp:
+        await tcp.send(head + chunks + b"0\r\nX-Trailer: y\r\n\r\n")
+        assert (await read_response(tcp)).status == 202
+
+
 async def test_a_poll_does_not_wait_for_its_body(address: Address) -> None:
     """A GET that announces a body which never comes is answered."""
     async with Tcp.open(address) as tcp:
