@@ -19,8 +19,8 @@ from gateway.settings import Settings
 
 SWITCH_SECONDS: Final = 0.0005
 """
-How long the loop may keep the interpreter from the log's writer. Python's own 5 ms are asked for several times
-a commit: a publish then waits 20 ms when the loop is busy, as when a crowd comes back.
+How long the loop may keep the interpreter from the log's writer. Python's own 5 ms are asked for several
+times a commit: a publish then waits 20 ms when the loop is busy, as when a crowd comes back.
 """
 
 START_PATIENCE: Final = 3.0
