@@ -3,8 +3,7 @@ The errors of `fanout`: each says whose fault it is and what was wrong, in a sen
 
     FanoutError
     ├── TopicError     a topic or pattern breaks the grammar      (the caller's mistake)
-    ├── CursorError    a text is no cursor                        (the caller's mistake)
-    └── EventError     an event breaks a rule or a limit          (the caller's mistake)
+    └── CursorError    a text is no cursor                        (the caller's mistake)
 """
 
 from __future__ import annotations
@@ -20,7 +19,3 @@ class TopicError(FanoutError):
 
 class CursorError(FanoutError):
     """A text is no cursor, or no start that `fanout.cursor` knows."""
-
-
-class EventError(FanoutError):
-    """An event breaks a rule or a limit."""

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
-from fanout.closing import DRAINING
+from fanout.closing import DRAINING, OVERLOADED
 from fanout.connection import Connection
 from fanout.cursor import Cursor, Start, parse_start
 from fanout.frames import Wire, sse_block
@@ -192,7 +192,7 @@ class Subscribe:
         An EventSource takes any status but 200 as the end, for ever (HTML 9.2.3): it is told to wait and cut
         off.
         """
-        self._streams.ended["overloaded"] += 1
+        self._streams.ended[OVERLOADED.name] += 1
         if request.transport is not Transport.SSE:
             raise Problem(
                 503, "no more connections are taken now", retry_after=self._streams.retry_ms() / 1000

@@ -175,10 +175,6 @@ class Link(asyncio.Protocol):
             self._sent = True
             self._transport.write(data)
 
-    def unsent(self) -> int:
-        """Return how many bytes wait in this process for the broker to take them."""
-        return 0 if self._transport is None or self.lost else self._transport.get_write_buffer_size()
-
     async def channel(self) -> int:
         """Open a channel and return its number."""
         self._channels += 1
