@@ -49,20 +49,23 @@ class LogUnavailable(LogError):
 
 
 class Log(Protocol):
-    """
-    An ordered, durable store of events.
+    """An ordered, durable store of events."""
 
-    Attributes:
-        epoch: six characters that name this log; another log, or a recreated one, has another epoch.
-        first: position of the oldest event retained; `head + 1` when none is.
-        head: position of the newest durable event; 0 when there never was one.
-        head_tag: tag of the event at `head`; 0 when there never was one.
-    """
+    @property
+    def epoch(self) -> str:
+        """Six characters that name this log; another log, or a recreated one, has another epoch."""
 
-    epoch: str
-    first: int
-    head: int
-    head_tag: int
+    @property
+    def first(self) -> int:
+        """Position of the oldest event retained; `head + 1` when none is."""
+
+    @property
+    def head(self) -> int:
+        """Position of the newest durable event; 0 when there never was one."""
+
+    @property
+    def head_tag(self) -> int:
+        """Tag of the event at `head`; 0 when there never was one."""
 
     async def start(self, deliver: Deliver) -> None:
         """

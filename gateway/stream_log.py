@@ -22,8 +22,6 @@ import contextlib
 import logging
 import random
 import time
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_hex
@@ -33,14 +31,16 @@ from fanout.event import OVERHEAD_BYTES, Event
 from gateway.amqp.address import Address
 from gateway.amqp.frames import Delivery
 from gateway.amqp.link import ChannelClosed, Link, LinkError, LinkRefused, Listener, connect
-from gateway.amqp.properties import PropertiesError
 from gateway.amqp.topology import OLDEST, Topology, declare
 from gateway.log import Deliver, LogDamaged, LogUnavailable
-from gateway.stream_marks import BARRIER, PROPOSAL, RENEW_EVENTS, RENEWAL, EpochSearch, random_epoch
-from gateway.stream_messages import Incoming, Mark, NoEvent, Received
+from gateway.stream_admission import Admission
+from gateway.stream_dead import DeadLetters, naming
+from gateway.stream_history import Extent, History
+from gateway.stream_marks import BARRIER, BURIED, RENEW_EVENTS, RENEWAL
+from gateway.stream_messages import Mark, NoEvent, Received
 from gateway.stream_reading import Reading, fingerprint, read_message
-from gateway.stream_scan import Scan, Scans
-from gateway.stream_seen import Seen
+from gateway.stream_scan import Scans
+from gateway.stream_survey import Survey
 from gateway.stream_writer import Call, Writer
 
 log = logging.getLogger(__name__)
@@ -55,15 +55,14 @@ BACK_OFF: Final = (0.1, 3.0)
 VERIFY_SECONDS: Final = 5.0
 """How long the last message may take to come again before the stream is looked at from scratch."""
 
-SAMPLE: Final = 1000
-"""Messages at the end that are read first, to learn how long messages are."""
+TICK_SECONDS: Final = (0.5, 1.5)
+"""
+How often what is due is done: another time each, so that of several replicas one is the first to send a dead
+letter.
+"""
 
-BLOCKS_BYTES: Final = 8 << 20
-"""Memory for parts that were read lately, for those who read the same."""
-
-MAX_SKIPPED: Final = 100_000
-SKEW_MS: Final = 5000
-"""How far the clock of another replica may lead."""
+BURIED_AT_ONCE: Final = 500
+"""Dead letters that one mark names."""
 
 PROBE_SECONDS: Final = 15.0
 """How often the oldest message is looked for: retention works unannounced."""
@@ -77,6 +76,7 @@ class StreamStatistics:
     published: int
     duplicates: int  # left out
     dead: int  # messages that were no events
+    unburied: int  # of these, the ones that no replica is known to have sent to the dead letters yet
     failures: int  # calls that failed
     reconnects: int
     resets: int
@@ -120,19 +120,12 @@ class StreamLog:
         dedup_seconds: float,
         dedup_events: int,
     ) -> None:
-        self.epoch = ""
-        self.first = 1
-        self.head = 0
-        self.head_tag = 0
         self.on_begin: Callable[[], None] = lambda: None
         self._address = address
         self._topology = topology
         self._max_body = 2 * max_event_bytes  # what is longer is not even kept for the dead letters
-        self._queue_bytes = queue_bytes
-        self._queue_events = queue_events
         self._tail_bytes = tail_bytes
         self._tail_events = tail_events or 10**9
-        self._incoming = Incoming(max_event_bytes)
         self._deliver: Deliver = _ignore
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -147,27 +140,42 @@ class StreamLog:
         self._last: Delivery | None = None
         self._anew = False  # the broker said that the stream is gone
         self._begun = False  # looked at from scratch at least once
-        self._search = EpochSearch()
         self._renewed = 0  # offset of the last renewal
-        self._seen = Seen(round(dedup_seconds * 1000), dedup_events)
-        self._time = 0  # of the last event
-        self._skipped: OrderedDict[int, None] = OrderedDict()  # positions of second copies
-        self._clock_offsets: list[int] = []  # offsets, with the time at which each was read live
-        self._clock_times: list[int] = []
+        self._extent = Extent()
+        self._admission = Admission(max_event_bytes, round(dedup_seconds * 1000), dedup_events)
+        self._dead = DeadLetters()
         self._barriers: dict[str, asyncio.Future[int]] = {}  # by nonce
         self._moved = asyncio.Event()  # `reached` moved
+        self._tail: list[Event] = []
         # Older parts.
         self._scans = Scans(topology.stream, self._open_scan)
-        self._blocks: OrderedDict[tuple[int, int], tuple[list[Event], int]] = OrderedDict()
-        self._blocks_bytes = 0
-        self._fetching: dict[tuple[int, int], asyncio.Future[list[Event]]] = {}
-        self._tail: list[Event] = []
+        self._history = History(self._scans, self._admission, self._extent)
         # Publishing.
         self._writer = Writer(topology, queue_bytes, queue_events, self._over)
         # Counters.
-        self._events = self._duplicates = self._dead = self._reconnects = self._resets = 0
+        self._events = self._dead_count = self._reconnects = self._resets = 0
 
     # --- the Log --------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> str:
+        """Its name; see `Log.epoch`."""
+        return self._extent.epoch
+
+    @property
+    def first(self) -> int:
+        """Position of the oldest event; see `Log.first`."""
+        return self._extent.first
+
+    @property
+    def head(self) -> int:
+        """Position of the newest event; see `Log.head`."""
+        return self._extent.head
+
+    @property
+    def head_tag(self) -> int:
+        """Its tag; see `Log.head_tag`."""
+        return self._extent.head_tag
 
     async def start(self, deliver: Deliver) -> None:
         """
@@ -200,38 +208,17 @@ class StreamLog:
 
     async def read(self, after: int, max_bytes: int) -> list[Event]:
         """
-        Return events behind `after`; see `Log.read`. Positions that hold nothing for clients are there too,
-        as events that have expired.
+        Return events behind `after`; see `Log.read`. The last may be one that has expired, which stands for
+        positions that hold nothing for clients.
 
         Raises:
             LogUnavailable: the broker cannot be reached.
         """
-        after = max(after, self.first - 1)
-        if after >= self.head:
-            return []
-        key = (after, max_bytes)
-        if (block := self._blocks.get(key)) is not None:
-            self._blocks.move_to_end(key)
-            return block[0]
-        if (fetching := self._fetching.get(key)) is None:
-            assert self._loop is not None, "the log was not started"
-            fetching = self._fetching[key] = self._loop.create_task(self._fetch(*key))
-            fetching.add_done_callback(lambda done: self._fetched(key, done))
-        return await asyncio.shield(fetching)
+        return await self._history.read(after, max_bytes)
 
     async def find_time(self, time_ms: int) -> int:
         """Return the position of the last event older than `time_ms`; see `Log.find_time`."""
-        low, high = self.first - 1, self.head  # the answer is in low..high
-        if self._time < time_ms:
-            return high
-        while low < high:
-            middle = (low + high) // 2
-            event = await self._next_event(middle, high)
-            if event is not None and event.time < time_ms:
-                low = event.position
-            else:
-                high = middle
-        return low
+        return await self._history.find_time(time_ms)
 
     async def tail(self) -> list[Event]:
         """Return the newest events, as the start read them, once; oldest of them first."""
@@ -292,8 +279,9 @@ class StreamLog:
         return StreamStatistics(
             events=self._events,
             published=self._writer.published,
-            duplicates=self._duplicates,
-            dead=self._dead,
+            duplicates=self._admission.duplicates,
+            dead=self._dead_count,
+            unburied=len(self._dead),
             failures=self._writer.failures,
             reconnects=self._reconnects,
             resets=self._resets,
@@ -339,6 +327,7 @@ class StreamLog:
         if self._trouble != str(error):
             log.warning("backbone.lost: %s", error)
         self._trouble = str(error)
+        self._dead.lost()
         self._writer.fail(f"the connection to the broker was lost: {error}", RETRY_DOWN)
 
     async def _connect(self) -> None:
@@ -369,20 +358,21 @@ class StreamLog:
         assert self._ended is not None
         probed = self._loop.time()
         while True:
-            done, _ = await asyncio.wait([self._ended], timeout=1)
+            done, _ = await asyncio.wait([self._ended], timeout=random.uniform(*TICK_SECONDS))
             if done:
                 raise self._ended.result()
             now = self._loop.time()
             if self._reading is not None:
                 self._reading.acknowledge()
             self._writer.expire()
+            self._bury()
             if self._reached - self._renewed > RENEW_EVENTS * random.uniform(1, 2):
                 self._writer.mark(Mark(RENEWAL, self.epoch, token_hex(5)))
                 self._renewed = self._reached
             if now - probed > PROBE_SECONDS:
                 probed = now
                 with contextlib.suppress(LinkError):
-                    await self._probe()
+                    await self._history.probe()
             await self._scans.tidy(now)
 
     async def _hang_up(self) -> None:
@@ -425,8 +415,8 @@ class StreamLog:
             await reading.stop()
             return False
         if received.offset > offset + 1:
-            await self._probe()
-            if self.first > offset + 2:  # retention overtook us: nobody can be given what is between
+            await self._history.probe()
+            if self._extent.first > offset + 2:  # retention overtook us: nobody can be given what is between
                 await reading.stop()
                 return False
         reading.go(self._read_live)
@@ -435,22 +425,18 @@ class StreamLog:
     async def _begin(self, reading: Reading, link: Link) -> None:
         """Look at the stream from scratch: its beginning, its end, its epoch, its tail."""
         before = self.epoch, self.head
-        self._search = EpochSearch()
-        self._seen.clear()
-        self._skipped.clear()
-        self._blocks.clear()
-        self._blocks_bytes = 0
-        self._time = 0
+        self._history.forget()
+        self._dead.clear()
         self._last = None
         self._reached = -1
         await reading.begin(link, self._topology.stream, "next")
-        await self._mark_and_wait(reading, Mark(BARRIER, "", token_hex(5)))
-        begin = reading.peek()[0].offset  # from here on everything comes to the live reader
-        await self._probe()
-        oldest = self.first - 1
-        events, start = await self._read_tail(oldest, begin)
-        self.epoch = await self._agree(reading, oldest, start, begin)
-        self._accept_tail(events, begin)
+        survey = Survey(
+            reading, self._scans, self._oldest, self._writer.mark, self._tail_bytes, self._tail_events
+        )
+        found = await survey.run(self._check_waiting)
+        self._extent.epoch = found.epoch
+        self._admission.restart(found.epoch, found.begin, _now())
+        self._accept_tail(found.tail, found.begin)
         self._writer.mark(Mark(RENEWAL, self.epoch, token_hex(5)))
         if self._begun:
             self._resets += 1
@@ -461,110 +447,46 @@ class StreamLog:
         self.on_begin()
         reading.go(self._read_live)
 
-    async def _read_tail(self, oldest: int, end: int) -> tuple[list[Received], int]:
-        """Return the messages before offset `end` for the window, and the first one's offset."""
-        start = max(oldest, end - SAMPLE)
-        tail = await self._read_range(start, end)
-        if start > oldest and tail:
-            size = sum(len(each.delivery.body) + OVERHEAD_BYTES for each in tail) // len(tail)
-            count = min(self._tail_events, self._tail_bytes // size)
-            more = max(oldest, end - count)
-            if more < start:
-                tail = await self._read_range(more, start) + tail
-                start = more
-        return tail, start
+    async def _oldest(self) -> int:
+        """Look where the stream begins, and return the offset."""
+        await self._history.probe()
+        return self._extent.first - 1
 
-    async def _read_range(self, start: int, end: int) -> list[Received]:
-        """Return the messages from one offset up to before another; note their marks."""
-        found: list[Received] = []
-        if start >= end:
-            return found
-        async with self._scans.at(start, keep=False) as scan:
-            while True:
-                received = read_message(await scan.next())
-                if received is None:
-                    continue
-                if received.offset >= end:
-                    break
-                found.append(received)
-                if received.mark is not None:
-                    self._search.note(received.mark)
-                if received.offset == end - 1:
-                    break
-        return found
-
-    async def _agree(self, reading: Reading, oldest: int, start: int, end: int) -> str:
-        """Return the epoch that all replicas agree on; propose one if there is none."""
-        for received in reading.peek():
-            if received.mark is not None:
-                self._search.note(received.mark)
-        complete = start <= oldest
-        epoch = self._search.epoch(complete=complete)
-        if epoch is None and not complete:
-            log.info("backbone.searching: no epoch near the end of the stream, reading it from the start")
-            self._search = EpochSearch()
-            epoch = await self._search_all(oldest, end)
-        if epoch is None:
-            await self._mark_and_wait(reading, Mark(PROPOSAL, random_epoch(), token_hex(5)))
-            for received in reading.peek():
-                if received.mark is not None:
-                    self._search.note(received.mark)
-            epoch = self._search.epoch(complete=True)
-        assert epoch is not None, "there is our own proposal at least"
-        return epoch
-
-    async def _search_all(self, oldest: int, end: int) -> str | None:
-        """Read the stream until a renewal is found."""
-        async with self._scans.at(oldest, keep=False) as scan:
-            while True:
-                received = read_message(await scan.next())
-                if received is None:
-                    continue
-                if received.mark is not None:
-                    self._search.note(received.mark)
-                    if self._search.epoch(complete=False) is not None:
-                        break
-                if received.offset >= end - 1:
-                    break
-        return self._search.epoch(complete=True)
+    def _check_waiting(self) -> None:
+        """Say why a survey waits; raise LinkError if it waits for nothing."""
+        if self._ended is not None and self._ended.done():
+            raise self._ended.result()
+        if self._writer.blocked_by is not None:
+            self._trouble = f"the broker takes no messages: {self._writer.blocked_by}"
 
     def _accept_tail(self, received: list[Received], begin: int) -> None:
         """Make the tail's events; the log ends with the last of them."""
-        now = _now()
-        self._clock_offsets, self._clock_times = [begin], [now]
+        now, dead = _now(), self._dead_count
         events: list[Event] = []
         for each in received:
-            if each.mark is None:
-                event = self._event(each, now, dead=False)
-                if event is not None and self._is_first(event):
-                    events.append(event)
-            self._reached = each.offset
+            if each.mark is not None:
+                self._take_mark(each)
+            elif (event := self._admit(each, now)) is not None:
+                events.append(event)
+        self._dead_count = dead  # they were counted when they came
         size = 0
         keep = len(events)
         while keep and size <= self._tail_bytes and len(events) - keep < self._tail_events:
             keep -= 1
             size += len(events[keep].body) + OVERHEAD_BYTES
         self._tail = events[keep:]
-        self._reached = max(self._reached, begin - 1)
-        if events:
-            self.head, self.head_tag = events[-1].position, events[-1].tag
-        else:
-            self.head, self.head_tag = begin, 0
-
-    async def _probe(self) -> None:
-        """Look where the stream begins now."""
-        async with self._scans.at("first", keep=False) as scan:
-            received = read_message(await scan.next())
-        if received is not None:
-            self.first = received.offset + 1
+        self._reached = begin - 1
+        last = events[-1] if events else None
+        self._extent.head, self._extent.head_tag = (
+            (last.position, last.tag) if last is not None else (begin, 0)
+        )
 
     # --- reading live ---------------------------------------------------------------------------------------
 
     def _read_live(self, deliveries: list[Delivery]) -> None:
         """Take what one read brought: make events, deliver them, tell those who wait for theirs."""
         now = _now()
-        if now - self._clock_times[-1] >= 1000:
-            self._note_time(now)
+        self._admission.clock.note(self._reached + 1, now)
         batch: list[Event] = []
         done: list[Call] = []
         claim, origin = self._writer.claim, self._writer.origin
@@ -575,17 +497,17 @@ class StreamLog:
             self._reached = received.offset
             self._last = delivery
             if received.mark is not None:
-                self._take_mark(received.mark, received.offset)
+                self._take_mark(received)
                 continue
             claimed = claim(received.number) if received.origin == origin else None
             if claimed is None:
-                event = self._event(received, now, dead=True)
+                event = self._admit(received, now)
             else:
-                event = self._own(claimed[1], received, now)
-            if event is not None and (event.given_id is None or self._is_first(event)):
+                event = self._admission.own(claimed[1], received, now)
+                if not claimed[0].left:
+                    done.append(claimed[0])
+            if event is not None:
                 batch.append(event)
-            if claimed is not None and not claimed[0].left:
-                done.append(claimed[0])
         if batch:
             self._publish_batch(batch)
         if done:
@@ -595,128 +517,34 @@ class StreamLog:
 
     def _publish_batch(self, batch: list[Event]) -> None:
         self._events += len(batch)
-        self.head, self.head_tag = batch[-1].position, batch[-1].tag
+        self._extent.head, self._extent.head_tag = batch[-1].position, batch[-1].tag
         try:
             self._deliver(batch)
         except Exception:
             log.exception("log.delivery_failed", extra={"first": batch[0].position, "head": self.head})
 
-    def _own(self, event: Event, received: Received, now: int) -> Event:
-        """Return an event that this process published: there is no need to make it again."""
-        event.position = received.offset + 1
-        event.time = self._time = min(max(event.time, self._time), max(now + SKEW_MS, self._time))
-        return event
-
-    def _event(self, received: Received, latest: int, *, dead: bool) -> Event | None:
-        """Return the event that a message is; None, and to the dead letters if asked, if it cannot be one."""
-        if received.origin is not None:
-            latest += SKEW_MS
+    def _admit(self, received: Received, now: int) -> Event | None:
+        """Return the event that the next message is; what cannot be one is for the dead letters."""
         try:
-            event = self._incoming.event(received, self.epoch, self._time, latest)
-        except (NoEvent, PropertiesError) as error:
-            if dead:
-                self._bury(received, str(error))
+            return self._admission.event(received, now)
+        except NoEvent as error:
+            self._dead_count += 1
+            if self._dead.note(received, str(error)):
+                self._bury()
             return None
-        self._time = event.time
-        return event
 
-    def _is_first(self, event: Event) -> bool:
-        """Say whether no event had this id lately."""
-        if event.given_id is None:
-            return True
-        original = self._seen.original(event.given_id, event.position, event.time)
-        if original is None:
-            return True
-        self._duplicates += 1
-        self._skipped[event.position] = None
-        if len(self._skipped) > MAX_SKIPPED:
-            self._skipped.popitem(last=False)
-        event.position = original
-        return False
-
-    def _take_mark(self, mark: Mark, offset: int) -> None:
+    def _take_mark(self, received: Received) -> None:
+        """Hear what a mark says."""
+        mark = received.mark
+        assert mark is not None
         if mark.kind == RENEWAL:
-            self._renewed = offset
-        barrier = self._barriers.pop(mark.nonce, None)
-        if barrier is not None and not barrier.done():
-            barrier.set_result(offset)
-
-    def _note_time(self, now: int) -> None:
-        """Remember when this offset was read: a message without a time has that one, also when read again."""
-        self._clock_offsets.append(self._reached + 1)
-        self._clock_times.append(now)
-        if len(self._clock_offsets) > 200_000:
-            del self._clock_offsets[:100_000], self._clock_times[:100_000]
-
-    def _time_at(self, offset: int) -> int:
-        return self._clock_times[max(bisect_right(self._clock_offsets, offset) - 1, 0)]
-
-    # --- reading older parts --------------------------------------------------------------------------------
-
-    async def _fetch(self, after: int, max_bytes: int) -> list[Event]:
-        """Read behind a position that is known to be in the stream."""
-        head = self.head
-        try:
-            async with self._scans.at(after) as scan:
-                return await self._fetch_from(scan, after, head, max_bytes)
-        except LinkError as error:
-            raise LogUnavailable(f"the stream cannot be read: {error}", RETRY_DOWN) from None
-
-    async def _fetch_from(self, scan: Scan, after: int, head: int, max_bytes: int) -> list[Event]:
-        events: list[Event] = []
-        size = 0
-        earliest = 0
-        at = after  # the last position that is accounted for
-        while size < max_bytes and at < head:
-            received = read_message(await scan.next())
-            if received is None or received.offset < at:
-                continue
-            position = received.offset + 1
-            if position > at + 1 and not events:
-                await self._probe()
-                at = max(at, min(self.first, position) - 1)  # retention took what is before
-            holes = range(at + 1, position)
-            events += [_nothing(hole, earliest) for hole in holes]
-            event = self._older(received, earliest)
-            earliest = event.time
-            events.append(event)
-            at = position
-            size += len(event.body) + OVERHEAD_BYTES
-        scan.offset = at
-        return [event for event in events if event.position <= head]
-
-    def _older(self, received: Received, earliest: int) -> Event:
-        """Return the event of a message, or what stands for none."""
-        position = received.offset + 1
-        latest = self._time_at(received.offset)
-        if received.mark is None and position not in self._skipped:
-            with contextlib.suppress(NoEvent, PropertiesError):
-                skew = SKEW_MS if received.origin is not None else 0
-                return self._incoming.event(received, self.epoch, earliest, latest + skew)
-        return _nothing(position, earliest)
-
-    def _fetched(self, key: tuple[int, int], done: asyncio.Future[list[Event]]) -> None:
-        """Keep a part for those who read the same."""
-        del self._fetching[key]
-        if done.cancelled() or done.exception() is not None:
-            return
-        events = done.result()
-        size = sum(len(event.body) + OVERHEAD_BYTES for event in events)
-        self._blocks[key] = events, size
-        self._blocks_bytes += size
-        while self._blocks_bytes > BLOCKS_BYTES and self._blocks:
-            self._blocks_bytes -= self._blocks.popitem(last=False)[1][1]
-
-    async def _next_event(self, after: int, last: int) -> Event | None:
-        """Return the first event behind `after` that clients can be given, up to position `last`."""
-        while after < last:
-            for event in await self.read(after, 1):
-                if event.position > last:
-                    return None
-                if event.topic:
-                    return event
-                after = event.position
-        return None
+            self._renewed = received.offset
+        elif mark.kind == BURIED and mark.epoch == self.epoch:
+            self._dead.settled(mark.nonce)
+        elif mark.kind == BARRIER:
+            barrier = self._barriers.pop(mark.nonce, None)
+            if barrier is not None and not barrier.done():
+                barrier.set_result(received.offset)
 
     # --- publishing -----------------------------------------------------------------------------------------
 
@@ -728,16 +556,6 @@ class StreamLog:
         if self._writer.blocked_by is not None:
             return LogUnavailable(f"the broker takes no events now: {self._writer.blocked_by}", RETRY_DOWN)
         return None
-
-    async def _mark_and_wait(self, reading: Reading, mark: Mark) -> None:
-        """Publish a mark and wait until it was read; it stays among what waits."""
-        self._writer.mark(mark)
-        while not any(each.mark is not None and each.mark.nonce == mark.nonce for each in reading.peek()):
-            if self._ended is not None and self._ended.done():
-                raise self._ended.result()
-            if self._writer.blocked_by is not None:
-                self._trouble = f"the broker takes no messages: {self._writer.blocked_by}"
-            await reading.more()
 
     async def _barrier(self) -> None:
         """Wait until everything that is in the stream now was read."""
@@ -756,12 +574,19 @@ class StreamLog:
         finally:
             self._barriers.pop(mark.nonce, None)
 
-    def _bury(self, message: Received, reason: str) -> None:
-        """Count a message that cannot be an event, and send it to the dead letters."""
-        self._dead += 1
-        name = f"{self.epoch}-{message.offset + 1}"
-        log.warning("backbone.dead: message %s to %r: %s", name, message.delivery.key, reason)
-        self._writer.bury(message, name, reason)
+    def _bury(self) -> None:
+        """Send to the dead letters what no other replica has sent."""
+        while (
+            self._trouble is None
+            and self._writer.blocked_by is None
+            and (due := self._dead.due(BURIED_AT_ONCE))
+        ):
+            for offset in due:
+                message, reason = self._dead[offset]
+                name = f"{self.epoch}-{offset + 1}"
+                log.warning("backbone.dead: message %s to %r: %s", name, message.delivery.key, reason)
+                self._writer.bury(message, name, reason)
+            self._writer.mark(Mark(BURIED, self.epoch, naming(due)))
 
 
 def _now() -> int:
@@ -770,8 +595,3 @@ def _now() -> int:
 
 def _ignore(_: list[Event]) -> None:
     """Deliver to nobody: before the start."""
-
-
-def _nothing(position: int, time_ms: int) -> Event:
-    """Return what stands at a position that holds nothing for clients: an event that has expired."""
-    return Event("", b"", time_ms, 0, expires=1, position=position)

@@ -2,11 +2,12 @@
 Marks: how replicas agree on the epoch of a stream without asking each other. Pure.
 
 A stream has no name for its incarnation that a client could read, and a queue beside it could outlive it. So
-the epoch lies in the stream itself, and goes when it goes. Replicas publish three kinds of marks to it:
+the epoch lies in the stream itself, and goes when it goes. Replicas publish marks to it:
 
 - `barrier` says nothing. Who reads back its own has seen everything that was in the stream before.
 - `proposal` names an epoch. Written by a replica that read the whole stream and found none. The *first* one
   in the stream counts, so replicas that create a stream together agree on one.
+- `buried` names messages that were sent to the dead letters; see `gateway.stream_dead`.
 - `renewal` repeats the epoch that counts. Written after a proposal was settled, at every start, and again
   whenever many events followed the last, so that retention never removes the only one and a start finds it
   near the end. Any renewal is right.
@@ -25,6 +26,7 @@ from fanout.cursor import EPOCH_ALPHABET, EPOCH_LENGTH
 from gateway.stream_messages import Mark
 
 BARRIER: Final = "barrier"
+BURIED: Final = "buried"
 PROPOSAL: Final = "proposal"
 RENEWAL: Final = "renewal"
 

@@ -90,12 +90,20 @@ async def test_a_restarted_replica_serves_the_same(broker: Broker, topology: Top
 
 
 async def test_positions_that_hold_nothing_do_not_show(broker: Broker, topology: Topology) -> None:
-    """What is read of the stream has no holes; what is no event there has expired."""
+    """What is read are events; where there are none, one that has expired says how far it was read."""
     async with replicas(broker.url, topology, 2) as (one, _):
         await one.log.append([event()])
-        block = await one.log.read(0, 100_000)
-        assert [each.position for each in block] == list(range(1, one.log.head + 1))
-        assert [each.expires for each in block if not each.topic] == [1] * (len(block) - 1)
+        (only,) = await one.log.read(0, 100_000)
+        assert only.position == one.log.head
+        assert only.topic
+        assert [each.position for each in await one.log.read(0, 1)] == [one.log.head]
+    empty = new_topology()
+    async with replicas(broker.url, empty, 1):
+        pass
+    async with replicas(broker.url, empty, 1) as (one,):
+        (nothing,) = await one.log.read(0, 100_000)
+        assert nothing.position == one.log.head > 0
+        assert (nothing.topic, nothing.expires) == ("", 1)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +168,34 @@ async def test_what_cannot_be_an_event_is_buried(broker: Broker, topology: Topol
         await one.log.append([event("good")])
         assert [each.topic for each in one.events] == ["good"]
         assert one.log.statistics().dead == len(bad)
-        await one.log.append([event("good")])  # on the same channel, so the dead letters are there too
+        await one.until(lambda: one.log.statistics().unburied == 0, "they were not buried")
         dead = await _dead(broker.url, topology)
         assert len(dead) == len(bad)
         for message, (topic, _, _, reason) in zip(dead, bad, strict=True):
             assert reason in message.headers["x-sluice-reason"]
             assert message.headers["x-sluice-routing-key"] == topic
         assert dead[0].body == b"1"
-        assert [each.topic for each in await one.everything()] == ["good", "good"]
+        assert [each.topic for each in await one.everything()] == ["good"]
+
+
+async def test_replicas_share_the_burying(broker: Broker, topology: Topology) -> None:
+    """What cannot be an event is buried by one replica for all, also what came while none was there."""
+    async with producer(broker.url) as channel:
+        async with replicas(broker.url, topology, 1):
+            pass
+        await send(channel, topology, "before..them", b"1")
+        async with replicas(broker.url, topology, 3) as three:
+            for number in range(50):
+                await send(channel, topology, f"bad..{number}", b"1")
+            for each in three:
+                await each.until(lambda each=each: each.log.statistics().dead == 50, "not all came")  # type: ignore[misc]
+                await each.until(lambda each=each: each.log.statistics().unburied == 0, "not all were buried")  # type: ignore[misc]
+        async with replicas(broker.url, topology, 1) as (late,):
+            assert (late.log.statistics().dead, late.log.statistics().unburied) == (0, 0)
+        dead = await _dead(broker.url, topology)
+    # Two that look at the same moment make a second copy, which has the same name.
+    assert len({each.message_id for each in dead}) == 51
+    assert len(dead) < 3 * 51
 
 
 async def test_an_id_that_comes_twice_is_one_event(broker: Broker, topology: Topology) -> None:
