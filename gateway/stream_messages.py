@@ -22,7 +22,7 @@ import msgspec
 from fanout.event import Event
 from gateway.amqp.frames import Delivery
 from gateway.amqp.properties import Properties, PropertiesError, encode, encode_headers
-from gateway.mint import DATA, DEFAULT_TYPE, Mint, time_text
+from gateway.mint import DATA, Mint, time_text
 from gateway.payloads import content_type, payload
 from gateway.problems import Problem
 
@@ -45,6 +45,10 @@ _MEMBERS = re.compile(
     rb'(?:"key":"(?:[^"\\]|\\.)*",)?"data(_base64)?":',
     re.DOTALL,
 )
+_EVENT = re.compile(rb"%b;([0-9]{1,14});([mg]);([^;]*);([0-9]{1,18})" % EVENT)
+_MARK = re.compile(rb"%b;([a-z]*);([0-9a-z]*);([0-9a-z,]*)" % MARK)
+_TIME = re.compile(rb"[0-9T:.Zz+-]{1,40}")
+"""What a time may have in it: it goes into the JSON as it is."""
 _VALUE = msgspec.json.Decoder(msgspec.Raw)
 _NUMBER = re.compile(rb"[0-9]{1,15}")
 
@@ -124,17 +128,25 @@ class Outgoing:
         return event.topic.encode(), properties, b64decode(data[1:-1]) if base64 else data
 
 
-class Received:
-    """One message of the stream: its offset, and what it says."""
+class Received(Properties):
+    """
+    One message of the stream: its offset, and what it says.
 
-    __slots__ = ("delivery", "mark", "minted", "number", "offset", "origin", "properties", "time")
+    Args:
+        delivery: the message.
+
+    Raises:
+        PropertiesError: its properties are damaged, or it is from no stream.
+    """
+
+    __slots__ = ("delivery", "mark", "minted", "number", "offset", "origin", "time")
 
     def __init__(self, delivery: Delivery) -> None:
+        super().__init__(delivery.header)
         self.delivery = delivery
-        self.properties = properties = Properties(delivery.header)
-        headers = properties.headers
+        headers = self.headers
         offset = headers.get(OFFSET)
-        if not isinstance(offset, int):
+        if type(offset) is not int:
             raise PropertiesError("it has no offset")
         self.offset = offset
         self.mark: Mark | None = None
@@ -142,22 +154,20 @@ class Received:
         self.origin: bytes | None = None  # which replica published it, None for others' messages
         self.number = 0
         self.time = 0  # when the replica took it in
-        ours = headers.get(HEADER)
-        if ours is not None:
-            self._read(ours)
+        if len(headers) > 1 and (ours := headers.get(HEADER)) is not None:
+            self._read_ours(ours)
 
-    def _read(self, ours: Any) -> None:
+    def _read_ours(self, ours: Any) -> None:
         """Read our own header; one that is not as we write it counts as no header."""
         if not isinstance(ours, bytes):
             return
-        parts = ours.split(b";")
-        if parts[0] == EVENT and len(parts) == 5 and parts[1].isdigit() and parts[4].isdigit():
-            self.time = int(parts[1])
-            self.minted = parts[2] == b"m"
-            self.origin = parts[3]
-            self.number = int(parts[4])
-        elif parts[0] == MARK and len(parts) == 4 and not self.delivery.exchange and ours.isascii():
-            self.mark = Mark(*(part.decode() for part in parts[1:]))
+        if (event := _EVENT.fullmatch(ours)) is not None:
+            time, given, self.origin, number = event.groups()
+            self.time = int(time)
+            self.minted = given == b"m"
+            self.number = int(number)
+        elif not self.delivery.exchange and (mark := _MARK.fullmatch(ours)) is not None:
+            self.mark = Mark(*(part.decode() for part in mark.groups()))
 
 
 class Incoming:
@@ -192,49 +202,51 @@ class Incoming:
             raise NoEvent(f"one of its texts is not UTF-8: {problem.reason}") from None
 
     def _event(self, received: Received, epoch: str, earliest: int, latest: int) -> Event:
-        delivery, properties = received.delivery, received.properties
-        headers = properties.headers
+        delivery, headers = received.delivery, received.headers
         ours = received.origin is not None
         if delivery.size != len(delivery.body):
             raise NoEvent(f"its body has {delivery.size} bytes, more than an event may have")
-        name = properties.message_id or (headers.get(b"id") if headers else None)
-        kind = properties.type or (headers.get(b"type") if ours else None)
-        key = headers.get(b"key")
+        name, kind = received.message_id, received.type
+        key: Any = None
         time = received.time or latest
         shown: bytes | None = None
-        if ours:
-            shown = headers.get(b"time")
-        elif isinstance(stamped := headers.get(STAMP), int) and 0 < stamped < latest + DAY_MS:
-            time, shown = stamped, time_text(stamped)
-        elif properties.timestamp is not None:
-            time, shown = _told(properties.timestamp, latest)
-        position = received.offset + 1
-        now = min(max(time, earliest), max(latest, earliest))
+        if len(headers) > 1:
+            name = name or headers.get(b"id")
+            key = headers.get(b"key")
+            if ours:
+                kind = kind or headers.get(b"type")
+                shown = _shown(headers.get(b"time"))
+            elif isinstance(stamped := headers.get(STAMP), int) and 0 < stamped < latest + DAY_MS:
+                time, shown = stamped, time_text(stamped)
+        if shown is None and not ours and received.timestamp is not None:
+            time, shown = _told(received.timestamp, latest)
+        now = time if earliest <= time <= latest else max(min(time, latest), earliest)
         if shown is None and now != time:
             shown = time_text(time)
-        member, data = self._data(properties, delivery.body, ours=ours)
+        member, data = self._data(received, delivery.body, ours=ours)
+        position = received.offset + 1
         event = self._mint.event(
             now,
             delivery.key.decode(),
             data,
             _text(name, "message_id") if name else f"{epoch}-{position}",
-            _text(kind, "type") if kind else DEFAULT_TYPE,
-            _text(key, "key") if key else None,
+            _text(kind, "type") if kind else None,
+            None if key is None or key == b"" else _text(key, "key"),
             time=shown,
             member=member,
         )
         event.position = position
-        if not name or received.minted:
+        if received.minted or not name:
             event.given_id = None
-        if properties.expiration is not None:
-            event.expires = time + _expiration(properties.expiration)
+        if received.expiration is not None:
+            event.expires = time + _expiration(received.expiration)
         return event
 
     def _data(self, properties: Properties, body: bytes, *, ours: bool) -> tuple[bytes, bytes | msgspec.Raw]:
         """Return the member and the JSON value of a body."""
         kind = properties.content_type
-        if ours and kind == JSON and body.isascii():  # what a replica published; checked all the same
-            try:
+        if kind == JSON and body.isascii() and (ours or properties.content_encoding is None):
+            try:  # the usual case; checked also if a replica published it
                 return DATA, _VALUE.decode(body)
             except (msgspec.DecodeError, RecursionError) as problem:
                 raise NoEvent(f"its body is no JSON: {problem}") from None
@@ -247,6 +259,13 @@ class Incoming:
                 raise
             # A text with a charset nobody knows, or that it does not have.
             return payload(content_type(BINARY), body)
+
+
+def _shown(time: Any) -> bytes | None:
+    """Return the time that a replica wrote beside that of the log."""
+    if time is None or (isinstance(time, bytes) and _TIME.fullmatch(time)):
+        return time
+    raise NoEvent("its time is none")
 
 
 def _told(timestamp: int, latest: int) -> tuple[int, bytes | None]:

@@ -129,7 +129,7 @@ class Writer:
             b"x-sluice-routing-key": delivery.key,
         }
         properties = encode(
-            message.properties.content_type or b"application/octet-stream",
+            message.content_type or b"application/octet-stream",
             encode_headers(headers),
             message_id=name.encode(),  # the same from every replica
         )

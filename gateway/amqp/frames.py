@@ -37,6 +37,7 @@ _head = Struct(">BHI")
 _u16 = Struct(">H")
 _u64 = Struct(">Q")
 _header = Struct(">HHQ")
+_content_head = Struct(">BHIIQ")  # of a header frame, with class and weight as one number
 
 
 class FrameError(Exception):
@@ -140,13 +141,63 @@ class Inbox:
                 if not content.left:
                     del contents[channel]
                     _finish(content, channel, deliveries, others)
-            elif kind == METHOD and data[at + 7 : at + 11] in (DELIVER, RETURN):
+            elif kind == METHOD and (method := data[at + 7 : at + 11]) in (DELIVER, RETURN):
+                if method == DELIVER and (behind := self._whole(data, at, stop, end, deliveries)):
+                    at = behind
+                    continue
                 contents[channel] = _Content(data[at + 7 : stop])
             else:
                 others.append(Frame(kind, channel, data[at + 7 : stop]))
             at = stop + 1
         self._rest = data[at:]
         return deliveries, others
+
+    def _whole(self, data: bytes, at: int, stop: int, end: int, deliveries: list[Delivery]) -> int:
+        """
+        Take a delivery of which method, header and body lie behind each other, as nearly all do.
+
+        Args:
+            data: what was received.
+            at: where the method frame begins.
+            stop: where it ends.
+            end: where the data end.
+            deliveries: takes the delivery.
+
+        Returns:
+            Where the next frame begins; 0 if it is not all there, or is not as usual: then nothing was taken.
+        """
+        header = stop + 1
+        if header + 29 > end:
+            return 0
+        kind, channel, header_size, _, size = _content_head.unpack_from(data, header)
+        body = header + 8 + header_size
+        behind: int = body + 8 + size
+        if (
+            kind != HEADER
+            or not 0 < size <= self.max_body
+            or behind > end
+            or header_size + OVERHEAD > self.max_frame
+            or _head.unpack_from(data, body) != (BODY, channel, size)
+            or data[body - 1] != FRAME_END
+            or data[behind - 1] != FRAME_END
+        ):
+            return 0
+        # Behind the class and method: consumer tag, delivery tag, redelivered, exchange, routing key.
+        tag = at + 12 + data[at + 11]
+        exchange = tag + 10
+        key = exchange + data[tag + 9]
+        deliveries.append(
+            Delivery(
+                channel,
+                _u64.unpack_from(data, tag)[0],
+                data[exchange:key],
+                data[key + 1 : key + 1 + data[key]],
+                data[header + 19 : body - 1],
+                data[body + 7 : behind - 1],
+                size,
+            )
+        )
+        return behind
 
     def forget(self, channel: int) -> None:
         """Drop what came in part on a channel that is closed."""

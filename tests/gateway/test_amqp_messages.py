@@ -13,10 +13,10 @@ from pamqp import commands, header
 from fanout.event import Event
 from gateway.amqp.address import Address, AddressError
 from gateway.amqp.frames import Delivery
-from gateway.amqp.properties import Properties, PropertiesError, encode_headers
+from gateway.amqp.properties import Properties, PropertiesError, encode, encode_headers
 from gateway.mint import DATA, DATA_BASE64, Mint
 from gateway.stream_marks import BARRIER, PROPOSAL, RENEWAL, EpochSearch, random_epoch
-from gateway.stream_messages import Incoming, Mark, NoEvent, Outgoing, Received
+from gateway.stream_messages import HEADER, Incoming, Mark, NoEvent, Outgoing, Received
 from gateway.stream_seen import Seen
 
 NOW = 1_700_000_000_123
@@ -156,6 +156,46 @@ def test_a_mark_is_one_only_beside_the_exchanges() -> None:
     assert direct.mark is not None
     assert (direct.mark.kind, direct.mark.epoch, direct.mark.nonce) == (PROPOSAL, "abcdef", "n1")
     assert Received(_delivery(b"s", mark.properties(), b"null", 3)).mark is None
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        b"e1;99999999999999999;g;o;1",  # a time beyond every calendar
+        b"e1;%b;g;o;1" % (b"9" * 5000),
+        b"e1;1;g;o;%b" % (b"9" * 5000),
+        b"e1;-1;g;o;1",
+        b"e1;1;x;o;1",
+        b"m1;proposal;ABCDEF;1",
+        b"m1;" + b"\xff" * 9,
+        b"",
+        b"\x00",
+    ],
+)
+def test_a_forged_header_is_no_header(forged: bytes) -> None:
+    """Whatever somebody writes into our header, the message is an event like anybody's."""
+    properties = encode(b"text/plain", encode_headers({HEADER: forged}))
+    received = Received(_delivery(b"a", properties, b"x", 3, exchange=b""))
+    assert (received.origin, received.mark) == (None, None)
+    event = Incoming(1 << 20).event(received, "abcdef", 0, NOW)
+    assert (event.time, event.position) == (NOW, 4)
+
+
+@given(st.integers(0, 10**14 - 1))
+def test_any_time_in_our_header_is_told(time: int) -> None:
+    """A replica's clock may be anywhere: the log's time neither runs ahead nor goes back."""
+    properties = encode(b"text/plain", encode_headers({HEADER: b"e1;%d;g;o;1" % time}))
+    event = Incoming(1 << 20).event(Received(_delivery(b"a", properties, b"x", 3)), "abcdef", NOW - 1000, NOW)
+    assert NOW - 1000 <= event.time <= NOW
+
+
+@pytest.mark.parametrize("time", [b'","data":1,"x":"', b"\xff", 7, True, b"", b"1" * 41])
+def test_a_time_that_is_none_is_refused(time: bytes | int) -> None:
+    """The time that is written beside the log's goes into the JSON as it is, so it is looked at."""
+    headers = encode_headers({HEADER: b"e1;1;g;o;1", b"time": time})
+    received = Received(_delivery(b"a", encode(b"text/plain", headers), b"x", 3))
+    with pytest.raises(NoEvent, match="time"):
+        Incoming(1 << 20).event(received, "abcdef", 0, NOW)
 
 
 @given(st.lists(st.sampled_from([BARRIER, PROPOSAL, RENEWAL]), max_size=12), st.integers(0, 12))
