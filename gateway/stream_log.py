@@ -342,7 +342,7 @@ class StreamLog:
             raise LinkRefused(f"the broker is RabbitMQ {text}, which has no streams: 3.9 or newer is needed")
         await declare(self._address, host, self._topology)
         await self._writer.open(writer)
-        self._reading = reading = Reading(self._over)
+        self._reading = reading = Reading(self._over, self._writer.waits)
         reader = await connect(self._address, host, "sluicegate read", reading, max_body=self._max_body)
         self._links.append(reader)
         if self._last is not None and await self._resume(reading, reader):

@@ -21,8 +21,15 @@ import msgspec
 
 from fanout.event import Event
 from gateway.amqp.frames import Delivery
-from gateway.amqp.properties import Properties, PropertiesError, encode, encode_headers
-from gateway.mint import DATA, Mint, time_text
+from gateway.amqp.properties import (
+    Properties,
+    PropertiesError,
+    encode,
+    encode_headers,
+    timestamp,
+    usual,
+)
+from gateway.mint import DATA, MAX_TYPES, Mint, time_text
 from gateway.payloads import content_type, payload
 from gateway.problems import Problem
 
@@ -93,44 +100,71 @@ class Outgoing:
         self._types: dict[bytes, bytes] = {}
         self._now = -1
         self._time = b""
+        self._seconds = b""  # of the same moment, as the property `timestamp`
 
     def message(self, event: Event, number: int) -> tuple[bytes, bytes, bytes]:
         """Return routing key, properties and body of an event, the `number`th of this process."""
         members = _MEMBERS.match(event.body)
         assert members is not None, "the mint made it otherwise"
         id, type, time, base64 = members.groups()
-        given = event.given_id
-        headers: dict[bytes, bytes | int] = {
-            HEADER: b"%b;%d;%c;%b;%d" % (EVENT, event.time, b"mg"[given is not None], self.origin, number)
-        }
-        if event.key is not None:
-            headers[b"key"] = event.key.encode()
         if event.time != self._now:
             self._now = event.time
             self._time = time_text(event.time)
+            self._seconds = timestamp(event.time // 1000)
+        given = event.given_id
+        own = b"%b;%d;%c;%b;%d" % (EVENT, event.time, b"mg"[given is not None], self.origin, number)
+        name = id[1:-1] if given is None else given.encode()
+        kind = self._types.get(type) or self._kind(type)
+        data = event.body[members.end() :]
+        topic = event.topic.encode()
+        if (
+            event.key is None
+            and not event.expires
+            and time == self._time
+            and not base64
+            and len(name) <= MAX_SHORT
+            and len(kind) <= MAX_SHORT
+        ):
+            return topic, usual(JSON, HEADER, own, name, self._seconds, kind), data
+        properties = self._properties(event, own, name, kind, time, BINARY if base64 else JSON)
+        return topic, properties, b64decode(data[1:-1]) if base64 else data
+
+    def _properties(
+        self, event: Event, own: bytes, name: bytes, kind: bytes, time: bytes, content_type: bytes
+    ) -> bytes:
+        """Return the properties of an event that has something special."""
+        headers: dict[bytes, bytes | int] = {HEADER: own}
+        if event.key is not None:
+            headers[b"key"] = event.key.encode()
         if time != self._time:
             headers[b"time"] = time
-        name = id[1:-1] if given is None else given.encode()
-        kind = type[1:-1] if b"\\" not in type else msgspec.json.decode(type, type=str).encode()
         if len(name) > MAX_SHORT:
             headers[b"id"] = name
         if len(kind) > MAX_SHORT:
             headers[b"type"] = kind
-        data = event.body[members.end() :]
-        properties = encode(
-            BINARY if base64 else JSON,
+        return encode(
+            content_type,
             encode_headers(headers),
             expiration=b"%d" % (event.expires - event.time) if event.expires else None,
             message_id=name if len(name) <= MAX_SHORT else None,
             timestamp=event.time // 1000,
             type=kind if len(kind) <= MAX_SHORT else None,
         )
-        return event.topic.encode(), properties, b64decode(data[1:-1]) if base64 else data
+
+    def _kind(self, type: bytes) -> bytes:
+        """Return a type of which the JSON is given, and remember it."""
+        if len(self._types) >= MAX_TYPES:
+            self._types.clear()
+        kind = self._types[type] = (
+            type[1:-1] if b"\\" not in type else msgspec.json.decode(type, type=str).encode()
+        )
+        return kind
 
 
 class Received(Properties):
     """
-    One message of the stream: its offset, and what it says.
+    One message of the stream: its offset, and what it says. Of its properties only those up to the headers
+    are read; who makes an event of it reads the rest (`complete`).
 
     Args:
         delivery: the message.
@@ -142,7 +176,7 @@ class Received(Properties):
     __slots__ = ("delivery", "mark", "minted", "number", "offset", "origin", "time")
 
     def __init__(self, delivery: Delivery) -> None:
-        super().__init__(delivery.header)
+        self.begin(delivery.header)
         self.delivery = delivery
         headers = self.headers
         offset = headers.get(OFFSET)
@@ -198,11 +232,14 @@ class Incoming:
             return self._event(received, epoch, earliest, latest)
         except Problem as problem:
             raise NoEvent(problem.detail) from None
+        except PropertiesError as problem:
+            raise NoEvent(str(problem)) from None
         except UnicodeDecodeError as problem:
             raise NoEvent(f"one of its texts is not UTF-8: {problem.reason}") from None
 
     def _event(self, received: Received, epoch: str, earliest: int, latest: int) -> Event:
         delivery, headers = received.delivery, received.headers
+        received.complete(delivery.header)
         ours = received.origin is not None
         if delivery.size != len(delivery.body):
             raise NoEvent(f"its body has {delivery.size} bytes, more than an event may have")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Final
 from zlib import crc32
@@ -26,16 +27,30 @@ MOMENT: Final = 0.2
 """Seconds after which whoever waits for a message looks at other things too."""
 
 
+REST_SECONDS: Final = 0.004
+"""
+How long reading rests between small reads that follow each other closely. Waking up costs several times what
+an event does, here and then again for every connection that is written to: at 1,000 events a second it is
+done for five together, which come 2 ms later on average.
+"""
+
+FEW: Final = 64
+"""A read of more messages was worth waking up for."""
+
+
 class Reading:
     """
     Hears a connection and consumes on it: messages wait until `go`, then they are handed on as they come.
 
     Args:
         over: told when the connection ended.
+        hurried: says whether somebody here waits for a message, so that reading does not rest.
     """
 
-    def __init__(self, over: Callable[[LinkError], None]) -> None:
+    def __init__(self, over: Callable[[LinkError], None], hurried: Callable[[], bool]) -> None:
         self._over = over
+        self._hurried = hurried
+        self._handed = 0.0  # when the last messages were handed on
         self._link: Link | None = None
         self._channel = 0
         self._waiting: list[Delivery] = []
@@ -99,6 +114,11 @@ class Reading:
         self._unacknowledged += len(deliveries)
         if self._unacknowledged >= PREFETCH // 4:
             self.acknowledge()
+        now = time.monotonic()
+        if now - self._handed < 2 * REST_SECONDS and len(deliveries) < FEW and not self._hurried():
+            assert self._link is not None
+            self._link.rest(REST_SECONDS)
+        self._handed = now
 
     # What the link reports.
 

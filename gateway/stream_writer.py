@@ -162,6 +162,10 @@ class Writer:
         else:
             last.future.add_done_callback(lambda _: _resolve(future))
 
+    def waits(self) -> bool:
+        """Say whether something that was published was not read back yet."""
+        return bool(self._calls)
+
     def futures(self) -> list[asyncio.Future[None]]:
         """Return what is being waited for."""
         return [call.future for call in self._calls]

@@ -32,11 +32,11 @@ ACK: Final = b"\x00\x3c\x00\x50"
 NACK: Final = b"\x00\x3c\x00\x78"
 PUBLISH: Final = b"\x00\x3c\x00\x28\x00\x00"  # with the reserved short
 MANDATORY: Final = b"\x01"
+CLASS_BASIC: Final = 60 << 16  # with the weight, which is 0
 
 _head = Struct(">BHI")
 _u16 = Struct(">H")
 _u64 = Struct(">Q")
-_header = Struct(">HHQ")
 _content_head = Struct(">BHIIQ")  # of a header frame, with class and weight as one number
 
 
@@ -289,8 +289,7 @@ class Publications:
         size = len(body)
         parts = [
             self._methods.get(key) or self._start(key),
-            _head.pack(HEADER, self._channel, 12 + len(properties)),
-            _header.pack(60, 0, size),
+            _content_head.pack(HEADER, self._channel, 12 + len(properties), CLASS_BASIC, size),
             properties,
             b"\xce",
         ]

@@ -131,6 +131,7 @@ class Link(asyncio.Protocol):
         self._received = 0.0
         self._ticked = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._resting = False
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------
 
@@ -174,6 +175,18 @@ class Link(asyncio.Protocol):
         if self.lost is None and self._transport is not None:
             self._sent = True
             self._transport.write(data)
+
+    def rest(self, seconds: float) -> None:
+        """Take nothing from the socket for a moment: what comes meanwhile then comes at once."""
+        if self.lost is None and self._transport is not None and not self._resting:
+            self._resting = True
+            self._transport.pause_reading()
+            self._loop.call_later(seconds, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        if self.lost is None and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     async def channel(self) -> int:
         """Open a channel and return its number."""

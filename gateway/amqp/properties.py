@@ -72,6 +72,8 @@ class Properties:
     """
 
     __slots__ = (
+        "_at",
+        "_flags",
         "content_encoding",
         "content_type",
         "expiration",
@@ -82,15 +84,16 @@ class Properties:
     )
 
     def __init__(self, header: bytes) -> None:
+        self.begin(header)
+        self.complete(header)
+
+    def begin(self, header: bytes) -> None:
+        """Read up to the headers; the rest is left for `complete`, which many a message does not need."""
         self.content_type: bytes | None = None
         self.content_encoding: bytes | None = None
         self.headers: dict[bytes, Any] = NO_HEADERS
-        self.expiration: bytes | None = None
-        self.message_id: bytes | None = None
-        self.timestamp: int | None = None
-        self.type: bytes | None = None
         try:
-            flags = header[0] << 8 | header[1]
+            self._flags = flags = header[0] << 8 | header[1]
             at = 2
             if flags & CONTENT_TYPE:
                 end = at + 1 + header[at]
@@ -104,13 +107,25 @@ class Properties:
                 end = at + 4 + _u32.unpack_from(header, at)[0]
                 self.headers = table(header, at, end)
                 at = end
-            if flags & _BEHIND_HEADERS:
-                self._read_rest(flags, header, at + (flags >> 12 & 1) + (flags >> 11 & 1))
+            self._at = at
         except (error, IndexError, ValueError) as problem:
-            raise PropertiesError(f"its properties cannot be read: {problem}") from None
+            raise _unreadable(problem) from None
+
+    def complete(self, header: bytes) -> None:
+        """Read what stands behind the headers."""
+        self.expiration: bytes | None = None
+        self.message_id: bytes | None = None
+        self.timestamp: int | None = None
+        self.type: bytes | None = None
+        flags = self._flags
+        if flags & _BEHIND_HEADERS:
+            try:
+                # Delivery mode and priority have one byte each.
+                self._read_rest(flags, header, self._at + (flags >> 12 & 1) + (flags >> 11 & 1))
+            except (error, IndexError) as problem:
+                raise _unreadable(problem) from None
 
     def _read_rest(self, flags: int, header: bytes, at: int) -> None:
-        """Read what stands behind delivery mode and priority, which have one byte each."""
         if flags & (CORRELATION_ID | REPLY_TO):
             if flags & CORRELATION_ID:
                 at += 1 + header[at]
@@ -130,6 +145,10 @@ class Properties:
         if flags & TYPE:
             end = at + 1 + header[at]
             self.type = header[at + 1 : end]
+
+
+def _unreadable(problem: Exception) -> PropertiesError:
+    return PropertiesError(f"its properties cannot be read: {problem}")
 
 
 def table(data: bytes, at: int, end: int) -> dict[bytes, Any]:
@@ -219,3 +238,42 @@ def encode(
         flags |= TYPE
         parts.append(short(type))
     return _u16.pack(flags) + b"".join(parts)
+
+
+def timestamp(seconds: int) -> bytes:
+    """Return the property of that name, for `usual`."""
+    return _u64.pack(seconds)
+
+
+def usual(
+    content_type: bytes, name: bytes, value: bytes, message_id: bytes, timestamp: bytes, type: bytes
+) -> bytes:
+    """
+    Return the same as `encode` for what most messages have: one header that is a string, and no lifetime.
+
+    Args:
+        content_type: at most 255 bytes, like every other text but the header's value.
+        name: that of the header.
+        value: that of the header.
+        message_id: names the message.
+        timestamp: see `timestamp`.
+        type: what kind of message it is.
+    """
+    return b"%b%c%b%b%c%bS%b%b\x02%c%b%b%c%b" % (
+        _USUAL,
+        len(content_type),
+        content_type,
+        _u32.pack(len(name) + len(value) + 6),
+        len(name),
+        name,
+        _u32.pack(len(value)),
+        value,
+        len(message_id),
+        message_id,
+        timestamp,
+        len(type),
+        type,
+    )
+
+
+_USUAL: Final = _u16.pack(CONTENT_TYPE | HEADERS | DELIVERY_MODE | MESSAGE_ID | TIMESTAMP | TYPE)

@@ -13,7 +13,14 @@ from pamqp import commands, header
 from fanout.event import Event
 from gateway.amqp.address import Address, AddressError
 from gateway.amqp.frames import Delivery
-from gateway.amqp.properties import Properties, PropertiesError, encode, encode_headers
+from gateway.amqp.properties import (
+    Properties,
+    PropertiesError,
+    encode,
+    encode_headers,
+    timestamp,
+    usual,
+)
 from gateway.mint import DATA, DATA_BASE64, Mint
 from gateway.stream_marks import BARRIER, PROPOSAL, RENEWAL, EpochSearch, random_epoch
 from gateway.stream_messages import HEADER, Incoming, Mark, NoEvent, Outgoing, Received
@@ -113,6 +120,14 @@ def test_properties_are_what_pamqp_wrote(headers: dict[str, Any], text: str) -> 
             assert read.headers[name.encode()] == value.encode()
         elif isinstance(value, int):
             assert read.headers[name.encode()] == value
+
+
+@given(st.binary(max_size=255), st.binary(max_size=255), st.binary(max_size=400), st.integers(0, 2**63 - 1))
+def test_the_usual_is_what_encode_returns(text: bytes, name: bytes, value: bytes, seconds: int) -> None:
+    """The short way of writing what most messages have writes the same bytes as the long way."""
+    assert usual(text, name, value, text[::-1], timestamp(seconds), text[:9]) == encode(
+        text, encode_headers({name: value}), message_id=text[::-1], timestamp=seconds, type=text[:9]
+    )
 
 
 @given(st.binary(max_size=80))
