@@ -37,7 +37,7 @@ docs: $(INSTALLED)  ## write the pages that are generated from the code
 	$(PYTHON_IN) -m gateway.settings_page > docs/settings.md
 
 bench: $(INSTALLED)  ## measure, in ratios to a floor taken in the same run; ARGS="…" are its own
-	@.ci/packages cc nginx nchan
+	@.ci/packages cc nginx nchan rabbitmq
 	$(PYTHON_IN) -m bench $(ARGS)
 
 clean:  ## remove what can be made again, but not .venv

@@ -17,12 +17,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.amqp_rows import ROWS as AMQP_ROWS
 from bench.build import BenchError, program
 from bench.lab import Lab, Plan
 from bench.machine import choose_cores, raise_file_limit
-from bench.rows import ROWS, Row
+from bench.rows import ROWS as ALONE_ROWS
+from bench.rows import Row
 from bench.table import Result, render
 
+GROUPS = {"alone": ALONE_ROWS, "amqp": AMQP_ROWS}
+ROWS = (*ALONE_ROWS, *AMQP_ROWS)
 FILES_NEEDED = 19_000  # 18,000 connections and room for the rest
 NOISY = 0.1  # how much of a core in others' hands makes a row say so
 
@@ -34,6 +38,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--only", nargs="+", metavar="ROW", choices=names, help=f"rows to run, of: {', '.join(names)}"
+    )
+    parser.add_argument(
+        "--group", choices=GROUPS, help="the rows without a broker (alone), or those with one (amqp)"
     )
     parser.add_argument(
         "--quick", action="store_true", help="shorter rounds and fewer connections, within 90 s"
@@ -91,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench and return the exit status."""
     options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every child is ended on the way out
-    rows = [row for row in ROWS if options.only is None or row.name in options.only]
+    rows = [row for row in GROUPS.get(options.group, ROWS) if row.name in (options.only or [row.name])]
     if options.self_check:
         rows = [row for row in rows if row.beside_floor]
     about = sum(row.seconds for row in rows) / (4 if options.quick else 1)

@@ -23,7 +23,7 @@ def program(name: str) -> Path:
         BenchError: there is no C compiler, or it refuses the source.
     """
     source, binary = HERE / f"{name}.c", BIN / name
-    newest = max(path.stat().st_mtime for path in (source, HERE / "common.h"))
+    newest = max(path.stat().st_mtime for path in (source, *HERE.glob("*.h")))
     if binary.exists() and binary.stat().st_mtime >= newest:
         return binary
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")

@@ -166,13 +166,44 @@ class Report:
         return self
 
 
-class Load(Child):
+class Talking(Child):
+    """A child that answers one line of JSON for each line it is told."""
+
+    def __init__(self, command: Sequence[str], core: int, log: Path) -> None:
+        super().__init__(command, core, log, talks=True)
+        self.name = Path(command[0]).name
+        self._text = b""
+
+    def tell(self, words: str) -> None:
+        """Say one line."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(f"{words}\n".encode())
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise BenchError(f"{self.name} ended: {self.said()}") from None
+
+    def line(self, seconds: float) -> bytes:
+        """Return the next line it says, within so many seconds."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + seconds
+        stream = self.process.stdout.fileno()
+        while b"\n" not in self._text:
+            ready, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
+            got = os.read(stream, 65536) if ready else b""
+            if not got:
+                raise BenchError(f"{self.name} does not answer: {self.said()}")
+            self._text += got
+        line, _, self._text = self._text.partition(b"\n")
+        return line
+
+
+class Load(Talking):
     """The load client for one server."""
 
     def __init__(self, server: Served, core: int, log: Path) -> None:
-        super().__init__([str(program("load")), str(server.port), str(server.pid)], core, log, talks=True)
+        super().__init__([str(program("load")), str(server.port), str(server.pid)], core, log)
         self.server = server
-        self._text = b""
 
     def yield_to_others(self) -> None:
         """Give way to the other load clients on the core."""
@@ -184,26 +215,8 @@ class Load(Child):
         words += [
             f"{key}={int(value) if isinstance(value, bool) else value}" for key, value in arguments.items()
         ]
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write((" ".join(words) + "\n").encode())
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            raise BenchError(f"the load client ended: {self.said()}") from None
-        return msgspec.json.decode(self._line(timeout + 10), type=Report)
-
-    def _line(self, seconds: float) -> bytes:
-        assert self.process.stdout is not None
-        deadline = time.monotonic() + seconds
-        stream = self.process.stdout.fileno()
-        while b"\n" not in self._text:
-            ready, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
-            got = os.read(stream, 65536) if ready else b""
-            if not got:
-                raise BenchError(f"the load client does not answer: {self.said()}")
-            self._text += got
-        line, _, self._text = self._text.partition(b"\n")
-        return line
+        self.tell(" ".join(words))
+        return msgspec.json.decode(self.line(timeout + 10), type=Report)
 
     def open(self, n: int, **arguments: Any) -> Report:
         """Open a group of `n` connections."""

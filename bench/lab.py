@@ -13,12 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from bench.broker import Node, Peer
 from bench.children import Child, Load, Served, start_floor, start_gateway
 from bench.machine import Cores, core_busy_seconds, on_real_disk
 
 REPEAT_SECONDS = 10  # per row; the whole run stays within its eight minutes
 
-C = TypeVar("C", bound=Child)
+C = TypeVar("C", bound=Child | Node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Lab:
         self.length = 0.5 if plan.quick else 1.0  # of a round, as a share of the usual
         self.warm_up = 0.2 if plan.quick else 0.4  # seconds before a round counts
         self._stack = ExitStack()
-        self._children: list[Child] = []
+        self._children: list[Child | Node] = []
         self._folder = Path(tempfile.mkdtemp(prefix="sluicegate-bench-"))
         self._stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._began = time.monotonic()
@@ -95,6 +96,15 @@ class Lab:
     def load(self, server: Served) -> Load:
         """Start a load client for a server."""
         return self._keep(Load(server, self.plan.cores.client, self._folder / f"{self._name('load')}.log"))
+
+    def broker(self) -> Node:
+        """Start a broker of our own, beside the load."""
+        return self._keep(Node())
+
+    def peer(self, name: str, node: Node) -> Peer:
+        """Start one of the programs in bench/peers.py, where the gateway runs."""
+        log = self._folder / f"{self._name(name)}.log"
+        return self._keep(Peer(name, node.url, self.plan.cores.server, log))
 
     def others_seconds(self) -> float:
         """Seconds of both cores used so far by anything but our children; only differences mean something."""

@@ -12,9 +12,12 @@
  *              With topics=T, connection i subscribes to E of the T topics `t.000000`...; each topic gets n*E/T
  *              subscribers. A stalled connection never reads again. A dense one expects every position of the log,
  *              from the first it gets on, or from the one after `after`.
- *     publish  [rate=R | rate=0 for flat out] array=A k=K lead=L fan=F data=D [count=N] [topic= | topics=T]
+ *     publish  [rate=R | rate=0 for flat out] array=A k=K lead=L fan=F data=D [count=N] [topic= | topics=T] [to=PORT]
+ *              [amqp=PORT exchange=E]
  *              start publishing over K kept-alive connections, A events a request. Flat out means: the next request
  *              follows the 202, but at most L events are ahead of the slowest of their F deliveries (F=0: no lead).
+ *              With to=, another replica is published to. With amqp=, a request is A plain messages to an exchange of
+ *              the broker there, and its answer the confirms of all of them.
  *              With spin=1 the client never sleeps meanwhile: waking it would be work for the server's core, which
  *              no client on the other side of a network causes.
  *     measure  seconds=   forget the counters, go on for so long, answer with what happened meanwhile
@@ -32,21 +35,17 @@
  * same connection. Its latency is the time since the moment the publisher wrote into `data`.
  */
 #define _GNU_SOURCE
+#include "amqp.h"
 #include "common.h"
 
-#include <arpa/inet.h>
-#include <fcntl.h>
-#include <netinet/tcp.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <strings.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #define MAX_GROUPS 16
 #define MAX_PUBLISHERS 64
+#define MAX_ARRAY 1000
 #define ROOM (1 << 18)  /* bytes taken by one recv; an event longer than this is refused */
 #define READY 512       /* connections served per turn of the loop */
 #define STALLED_RECEIVE_BUFFER 65536
@@ -99,17 +98,22 @@ struct publisher {
     size_t unsent;
     char answer[4096];
     size_t answered;
+    uint64_t published;     /* messages on a broker's channel before its last request, whose tags follow */
+    int array, unconfirmed; /* messages of that request, and those not confirmed yet */
+    bool confirmed[MAX_ARRAY];
 };
 
 struct publishing {
-    bool active, spin;
+    bool active, spin, amqp;
+    int port;
     double interval;     /* ns between requests; 0 is flat out */
     int64_t due;
     bool blocked;        /* the due request waits for a free connection: its events carry the time they were due */
     int array, k, lead, fan, topics;
     long count;          /* requests left; -1 is no end */
     int in_flight;       /* requests unanswered */
-    size_t request_length, head_length, item_length, stamp_at, topic_at;
+    size_t request_length;
+    size_t first, stride, stamp_at, topic_at; /* where the first event begins, the next one, and in each of them */
     uint64_t sent, accepted, requests, refused, delivered_before;
     char first_error[512], cursor[64];
     int64_t cursor_position;
@@ -416,7 +420,7 @@ static bool receive(struct subscriber *s) {
 
 /* ---- opening and closing ---- */
 
-static int connect_socket(bool small) {
+static int connect_socket(int port, bool small) {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
     if (fd < 0)
         die("socket: %s", strerror(errno));
@@ -467,7 +471,7 @@ static void shake_hands(struct subscriber *s) {
 static void open_more(struct group *g) {
     while (g->started < g->size && g->started - g->opened - g->failed < g->flight) {
         struct subscriber *s = &g->members[g->started++];
-        s->source = (struct source){SUBSCRIBER, connect_socket(g->stall)};
+        s->source = (struct source){SUBSCRIBER, connect_socket(port, g->stall)};
         s->group = g;
         s->position = g->after;
         if (s->source.fd < 0) {
@@ -520,7 +524,7 @@ static void connect_publishers(const char *request) {
         if (p->source.fd != 0)
             close(p->source.fd);
         free(p->request);
-        *p = (struct publisher){.source = {PUBLISHER, connect_socket(false)}};
+        *p = (struct publisher){.source = {PUBLISHER, pub.amqp ? amqp_connect(pub.port) : connect_socket(pub.port, false)}};
         if (p->source.fd < 0)
             die("a publisher could not connect");
         p->request = need(malloc(pub.request_length));
@@ -534,22 +538,31 @@ static void write_digits(char *at, int digits, uint64_t value) {
         at[i] = (char)('0' + value % 10);
 }
 
+/* JSON of `size` bytes that begins with a T and room for a time stamp. */
+static char *build_data(int size) {
+    char *data = need(malloc((size_t)size + 1));
+    memset(data, 'x', (size_t)size);
+    memcpy(data, "\"T0000000000000000000", 21);
+    data[size - 1] = '"';
+    data[size] = 0;
+    return data;
+}
+
 /* Build the request once; before each sending only time stamps and topics are patched. */
-static char *build_request(const char *topic, int data) {
-    char item[70000], *fill = need(malloc((size_t)data + 1));
-    memset(fill, 'x', (size_t)data);
-    int n = snprintf(item, sizeof item, "{\"topic\":\"%s\",\"data\":\"T0000000000000000000%.*s\"}",
-                     pub.topics > 0 ? "t.000000" : topic, data - 22, fill);
-    free(fill);
-    pub.item_length = (size_t)n;
+static char *build_request(const char *topic, int size) {
+    char item[70000], *data = build_data(size);
+    int n = snprintf(item, sizeof item, "{\"topic\":\"%s\",\"data\":%s}", topic, data);
+    free(data);
     pub.topic_at = strlen("{\"topic\":\"t.");
     pub.stamp_at = (size_t)(strstr(item, "\"T0") - item) + 2;
-    size_t body = pub.array == 1 ? (size_t)n : (size_t)pub.array * ((size_t)n + 1) + 1;
+    pub.stride = (size_t)n + 1;
+    size_t body = pub.array == 1 ? (size_t)n : (size_t)pub.array * pub.stride + 1;
     char *request = need(malloc(body + 512));
-    pub.head_length = (size_t)sprintf(request, "POST /v1/events HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
-                                      "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n", port, body);
-    char *at = request + pub.head_length;
-    pub.request_length = pub.head_length + body;
+    size_t head = (size_t)sprintf(request, "POST /v1/events HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
+                                  "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n", pub.port, body);
+    char *at = request + head;
+    pub.first = head + (pub.array > 1);
+    pub.request_length = head + body;
     if (pub.array == 1) {
         memcpy(at, item, (size_t)n);
         return request;
@@ -563,12 +576,27 @@ static char *build_request(const char *topic, int data) {
     return request;
 }
 
+/* The same for a broker: as many messages. */
+static char *build_messages(const char *exchange, const char *topic, int size) {
+    char *data = build_data(size), *request = need(malloc((size_t)pub.array * ((size_t)size + 1024)));
+    struct amqp_writer w = {.at = request};
+    for (int i = 0; i < pub.array; i++) {
+        char *message = w.at, *body = amqp_publication(&w, exchange, topic, data, (size_t)size);
+        pub.stride = (size_t)(w.at - message);
+        pub.stamp_at = (size_t)(body - message) + 2;
+    }
+    free(data);
+    pub.first = 0;
+    pub.topic_at = 7 + 4 + 2 + 1 + strlen(exchange) + 1 + 2;
+    pub.request_length = (size_t)(w.at - request);
+    return request;
+}
+
 static void stamp(char *request, int64_t at) {
-    size_t first = pub.head_length + (pub.array > 1);
     char digits[19];
     write_digits(digits, 19, (uint64_t)at);
     for (int i = 0; i < pub.array; i++) {
-        char *item = request + first + (size_t)i * (pub.item_length + 1);
+        char *item = request + pub.first + (size_t)i * pub.stride;
         memcpy(item + pub.stamp_at, digits, 19);
         if (pub.topics > 0) {
             pub.seed = pub.seed * 1664525 + 1013904223;
@@ -587,11 +615,19 @@ static void send_rest(struct publisher *p) {
     p->writing = p->unsent > 0;
 }
 
+static void await_confirms(struct publisher *p) {
+    p->published += (uint64_t)p->array;
+    p->unconfirmed = p->array = pub.array;
+    memset(p->confirmed, 0, sizeof p->confirmed);
+}
+
 static void publish_one(struct publisher *p, int64_t now) {
     stamp(p->request, pub.blocked ? pub.due : now);
     p->busy = true;
     p->started = now;
     p->answered = 0;
+    if (pub.amqp)
+        await_confirms(p);
     p->unsent = pub.request_length;
     pub.in_flight++;
     pub.requests++;
@@ -646,11 +682,15 @@ static void note_cursor(const char *answer) {
     snprintf(pub.cursor, sizeof pub.cursor, "%.*s", (int)strcspn(at, "\""), at);
 }
 
-static void answered(struct publisher *p, int64_t now) {
-    p->answer[p->answered] = 0;
+static void free_again(struct publisher *p, int64_t now) {
     p->busy = false;
     pub.in_flight--;
     record(&pub.latency, now - p->started);
+}
+
+static void answered(struct publisher *p, int64_t now) {
+    p->answer[p->answered] = 0;
+    free_again(p, now);
     if (memcmp(p->answer, "HTTP/1.1 202", 12) == 0) {
         pub.accepted += (uint64_t)pub.array;
         note_cursor(p->answer);
@@ -661,6 +701,36 @@ static void answered(struct publisher *p, int64_t now) {
     p->resting_until = now + BACK_OFF;
     if (pub.first_error[0] == 0)
         snprintf(pub.first_error, sizeof pub.first_error, "%.500s", p->answer);
+}
+
+/* One message of the last request is in the stream, or all up to it. */
+static void confirm(struct publisher *p, uint64_t tag, bool multiple) {
+    int index = (int)(tag - p->published) - 1;
+    if (index < 0 || index >= pub.array)
+        die("the broker confirmed a message that is not on the way");
+    for (int i = multiple ? 0 : index; i <= index; i++) {
+        p->unconfirmed -= !p->confirmed[i];
+        p->confirmed[i] = true;
+    }
+}
+
+/* Take what the broker says frame by frame; the rest stays for the next time. */
+static void take_confirms(struct publisher *p) {
+    size_t done = 0, size;
+    while ((size = amqp_frame(p->answer + done, p->answered - done)) > 0) {
+        const char *frame = p->answer + done;
+        uint32_t method = amqp_method_of(frame);
+        if (method != AMQP_ACK)
+            die("the broker says %x instead of a confirm: %.*s", method, (int)frame[13], frame + 14);
+        confirm(p, amqp_number(frame + 11, 8), frame[19] & 1);
+        done += size;
+    }
+    p->answered -= done;
+    memmove(p->answer, p->answer + done, p->answered);
+    if (p->busy && p->unconfirmed == 0) {
+        pub.accepted += (uint64_t)pub.array;
+        free_again(p, now_ns());
+    }
 }
 
 static void publisher_ready(struct publisher *p, uint32_t events) {
@@ -679,6 +749,10 @@ static void publisher_ready(struct publisher *p, uint32_t events) {
     if (got <= 0)
         die("a publisher's connection was closed: %s", got == 0 ? "end of file" : strerror(errno));
     p->answered += (size_t)got;
+    if (pub.amqp) {
+        take_confirms(p);
+        return;
+    }
     size_t head = head_length(p->answer, p->answered);
     if (head > 0 && p->answered >= head + content_length(p->answer, head) && p->busy)
         answered(p, now_ns());
@@ -799,14 +873,17 @@ static void run_open(void) {
 static void run_publish(void) {
     if (pub.in_flight > 0)
         die("still publishing");
+    pub.amqp = integer("amqp", 0) != 0, pub.port = pub.amqp ? integer("amqp", 0) : integer("to", port);
     pub.array = integer("array", 1), pub.k = integer("k", 1), pub.lead = integer("lead", 2);
     pub.fan = integer("fan", 0), pub.topics = integer("topics", 0), pub.spin = integer("spin", 0);
     double rate = number("rate", 0), requests = number("count", -1);
     pub.count = (long)requests;
     pub.interval = rate > 0 ? (double)SECOND / rate : 0;
-    if (pub.k > MAX_PUBLISHERS || (rate == 0 && pub.lead < pub.array))
-        die("at most %d publishers, and a lead of at least one request", MAX_PUBLISHERS);
-    char *request = build_request(text("topic", "bench"), integer("data", 128));
+    if (pub.k > MAX_PUBLISHERS || pub.array > MAX_ARRAY || (rate == 0 && pub.lead < pub.array))
+        die("at most %d publishers of %d events, and a lead of at least one request", MAX_PUBLISHERS, MAX_ARRAY);
+    const char *topic = pub.topics > 0 ? "t.000000" : text("topic", "bench");
+    int data = integer("data", 128);
+    char *request = pub.amqp ? build_messages(text("exchange", "events"), topic, data) : build_request(topic, data);
     connect_publishers(request);
     free(request);
     pub.sent = pub.accepted = pub.requests = pub.refused = 0;

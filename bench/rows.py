@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.children import Load, Report, Served
 from bench.lab import Lab
@@ -26,6 +26,8 @@ SUBSCRIBERS = 1000
 PUBLISHERS = 8  # where latency is judged: so many that none waits for another's answer
 QUIET = 0.1  # the share of both cores that others may use in a round
 NAMES = {"ws": "WebSocket", "sse": "SSE"}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +48,29 @@ def rounds(lab: Lab, sides: Sequence[Side], seconds: float) -> list[list[Report]
 
 
 def measure(lab: Lab, side: Side, seconds: float) -> Report:
-    """Measure one round; again, within bounds, if others used the cores meanwhile. The quietest counts."""
-    tries: list[tuple[float, Report]] = []
-    while True:
-        before = lab.others_seconds()
-        began = time.monotonic()
-        side.load.publish(**side.publish, spin=True)
+    """Measure one round of so many seconds."""
+
+    def once() -> Report:
+        side.load.publish(**{"spin": True} | side.publish)
         side.load.measure(lab.warm_up)
         report = side.load.measure(seconds * lab.length)
         side.load.halt()
+        return report
+
+    return quietest(lab, once)
+
+
+def quietest(lab: Lab, once: Callable[[], T]) -> T:
+    """Do one round; again, within bounds, if others used the cores meanwhile. The quietest counts."""
+    tries: list[tuple[float, T]] = []
+    while True:
+        before = lab.others_seconds()
+        began = time.monotonic()
+        found = once()
         took = time.monotonic() - began
-        tries.append(((lab.others_seconds() - before) / took, report))
+        tries.append(((lab.others_seconds() - before) / took, found))
         if tries[-1][0] < QUIET or not lab.may_repeat(took):
-            return min(tries, key=lambda found: found[0])[1]
+            return min(tries, key=lambda each: each[0])[1]
 
 
 def delivery_bytes(load: Load, array: int) -> int:

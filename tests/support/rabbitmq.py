@@ -98,15 +98,22 @@ class Broker:
         config: lines added to its `rabbitmq.conf`.
         name: the part of its node name before `@localhost`.
         mapper: the port mapper of its group; its own if None.
+        niceness: how much it gives way to others.
     """
 
     def __init__(
-        self, config: Sequence[str] = (), *, name: str = "rabbit", mapper: PortMapper | None = None
+        self,
+        config: Sequence[str] = (),
+        *,
+        name: str = "rabbit",
+        mapper: PortMapper | None = None,
+        niceness: int = 10,
     ) -> None:
         self.node = f"{name}@localhost"
         self.port = free_port()
         self._distribution = free_port()
         self._config = list(config)
+        self._niceness = niceness
         self._own_mapper = mapper is None
         self._mapper = mapper
         self._folder = tempfile.TemporaryDirectory(prefix="sluice-rabbitmq-")
@@ -121,6 +128,17 @@ class Broker:
     @property
     def alive(self) -> bool:
         return self._child is not None and self._child.poll() is None
+
+    def machine(self) -> int:
+        """Return the process id of its Erlang machine, of which the script is the parent."""
+        assert self._child is not None, "it was never started"
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                number, _, rest = stat.read_text().partition(" (")
+                name, _, fields = rest.rpartition(") ")
+                if name == "beam.smp" and int(fields.split()[1]) == self._child.pid:
+                    return int(number)
+        raise BrokerFailed(f"{self.node} has no Erlang machine; it said:\n{self.log_text()}")
 
     def log_text(self) -> str:
         """Return the end of everything it said so far, over all restarts."""
@@ -147,7 +165,7 @@ class Broker:
         self._write_config()
         with (self.path / "console.log").open("ab") as console:
             self._child = subprocess.Popen(
-                ["nice", "-n", "10", _tool("rabbitmq-server")],
+                ["nice", "-n", str(self._niceness), _tool("rabbitmq-server")],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,

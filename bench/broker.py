@@ -1,0 +1,75 @@
+"""A broker of our own and the programs that use it; see `tests.support.rabbitmq` and `bench.peers`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from bench.build import BenchError
+from bench.children import Talking
+from bench.machine import cpu_seconds
+from tests.support.rabbitmq import Broker, BrokerFailed
+
+PEER_SECONDS = 60
+"""How long a program may take to get ready, and for what it is told."""
+
+
+class Node:
+    """A RabbitMQ node on the core where it is started, with a niceness of 0 like everything else there."""
+
+    def __init__(self) -> None:
+        self._broker = Broker(niceness=0)
+        try:
+            self._broker.start()
+        except BrokerFailed as error:
+            self._broker.close()
+            raise BenchError(str(error)) from None
+        except BaseException:
+            self._broker.close()
+            raise
+        self._machine = self._broker.machine()
+        self._used = 0.0
+
+    @property
+    def url(self) -> str:
+        return self._broker.url
+
+    @property
+    def port(self) -> int:
+        return self._broker.port
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the node's Erlang machine so far; once it has ended, what it was at the end."""
+        if self._broker.alive:
+            self._used = cpu_seconds(self._machine)
+        return self._used
+
+    def stop(self, _: signal.Signals = signal.SIGKILL) -> None:
+        """End it and remove what it stored. Idempotent."""
+        self.cpu_seconds()
+        self._broker.close()
+
+
+class Peer(Talking):
+    """One of the programs in bench/peers.py."""
+
+    def __init__(self, name: str, url: str, core: int, log: Path) -> None:
+        super().__init__([sys.executable, "-m", "bench.peers", name, url], core, log)
+        self.name = name
+        try:
+            self.line(PEER_SECONDS)
+        except BenchError:
+            self.stop()
+            raise
+
+    def ask(self, *numbers: int) -> dict[str, float]:
+        """Tell it numbers and return its answer."""
+        self.tell(" ".join(map(str, numbers)))
+        return msgspec.json.decode(self.line(PEER_SECONDS), type=dict[str, float])
+
+    def ingested(self) -> int:
+        """Return how many messages a consumer has had."""
+        return int(self.ask()["count"])
