@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
+import urllib.request
 from pathlib import Path
 
 import msgspec
 
 from bench.build import BenchError
-from bench.children import Talking
+from bench.children import Served, Talking
 from bench.machine import cpu_seconds
+from fanout.cursor import Cursor
 from tests.support.rabbitmq import Broker, BrokerFailed
 
 PEER_SECONDS = 60
 """How long a program may take to get ready, and for what it is told."""
+
+
+def poll(gateway: Served, cursor: str = "latest") -> Cursor:
+    """Return the cursor of the first event of `bench` at a place, or where the log ends if there is none."""
+    url = f"http://127.0.0.1:{gateway.port}/v1/events?topic=bench&limit=1&cursor={cursor}"
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        found = json.load(answer)
+    events = found["events"]
+    return Cursor.parse(events[0]["cursor"] if events else found["cursor"])
 
 
 class Node:

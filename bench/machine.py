@@ -115,3 +115,16 @@ def on_real_disk(folder: Path) -> bool:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     holding = [(point, kind) for _, point, kind, *_ in mounts if folder.resolve().is_relative_to(point)]
     return max(holding, key=lambda mount: len(mount[0]))[1] not in {"tmpfs", "ramfs"}
+
+
+def peak_rss_bytes(pid: int) -> int:
+    """The most memory a process ever had, or had since it was forgotten."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise BenchError("this kernel's status has no VmHWM")
+
+
+def forget_peak_rss(pid: int) -> None:
+    """Let the peak begin anew at what a process has now (proc(5), clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")

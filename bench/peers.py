@@ -104,7 +104,7 @@ class Bare(asyncio.Protocol):
             if at + size + 8 > end:
                 break
             if kind == 3:
-                self.count += 1
+                self.body(data, at + 7)
             elif kind == 1:
                 self._method(data, at + 7)
             at += size + 8
@@ -112,6 +112,9 @@ class Bare(asyncio.Protocol):
         if self.count - self._taken >= ACK_EVERY:
             self._taken = self.count
             self.transport.write(ack(1, self._tag))
+
+    def body(self, data: bytes, at: int) -> None:
+        self.count += 1
 
     def _method(self, data: bytes, at: int) -> None:
         if data[at : at + 4] == b"\x00\x3c\x00\x3c":
@@ -125,10 +128,22 @@ class Bare(asyncio.Protocol):
         await self.replies.get()
 
 
-async def consume_bare(url: str) -> Answerer:
-    """Consume with bare framing."""
+class Watch(Bare):
+    """Looks at the time stamp in each body as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late: list[int] = []  # ns since each message was written
+
+    def body(self, data: bytes, at: int) -> None:
+        super().body(data, at)
+        self.late.append(time.monotonic_ns() - int(data[at + 2 : at + 21]))  # behind `"T`
+
+
+async def attach(bare: Bare, url: str) -> None:
+    """Begin to consume."""
     address = Address.parse(url)
-    _, bare = await asyncio.get_running_loop().create_connection(Bare, *address.hosts[0])
+    await asyncio.get_running_loop().create_connection(lambda: bare, *address.hosts[0])
     bare.transport.write(b"AMQP\x00\x00\x09\x01")
     await bare.replies.get()
     login = f"\0{address.user}\0{address.password}"
@@ -139,8 +154,32 @@ async def consume_bare(url: str) -> Answerer:
     await bare.call(commands.Basic.Qos(prefetch_count=PREFETCH), 1)
     await bare.call(commands.Basic.Consume(queue="peers", arguments={"x-stream-offset": "next"}), 1)
 
+
+async def consume_bare(url: str) -> Answerer:
+    """Consume with bare framing."""
+    bare = Bare()
+    await attach(bare, url)
+
     async def answer(_: list[int]) -> Answer:
         return {"count": bare.count}
+
+    return answer
+
+
+async def watch_bare(url: str) -> Answerer:
+    """Say how late the messages were that came since it was asked before, in ms."""
+    bare = Watch()
+    await attach(bare, url)
+
+    async def answer(_: list[int]) -> Answer:
+        late, bare.late = sorted(bare.late), []
+        if not late:
+            return {"count": 0}
+        return {
+            "count": len(late),
+            "p50": late[len(late) // 2] / 1e6,
+            "p99": late[len(late) * 99 // 100] / 1e6,
+        }
 
     return answer
 
@@ -230,6 +269,7 @@ async def timed(work: Awaitable[Any], count: int) -> Answer:
 PEERS: Final = {
     "aio-pika-consume": consume_aio_pika,
     "bare-consume": consume_bare,
+    "bare-watch": watch_bare,
     "aio-pika-publish": publish_aio_pika,
     "log": publish_log,
 }

@@ -113,6 +113,10 @@ def paced(lab: Lab, row: str, wire: str) -> list[Result]:
     ]
 
 
+def p50_ms(report: Report) -> float:
+    return report.latency.p50 / 1e6
+
+
 def p99_ms(report: Report) -> float:
     return report.latency.p99 / 1e6
 
