@@ -78,6 +78,10 @@ class Block:
     after: int
     events: list[Event]
 
+    def holds(self, position: int) -> bool:
+        """Say whether the event that follows `position` is in here."""
+        return self.after <= position < self.events[-1].position
+
 
 class Shared:
     """
@@ -96,16 +100,14 @@ class Shared:
         part, made = self._parts.get((connection.cohort, connection.position), (None, 0))
         return part if now - made <= SHARED_MS else None
 
-    def keep(self, connection: Connection, stretch: Stretch, now: int) -> Part:
-        """Return a stretch as bytes, and keep it for others; unless it ends at the head, which moves on."""
-        part = joined(stretch)
-        if stretch.more and connection.cohort is not None and connection.backfill is None:
+    def keep(self, connection: Connection, part: Part, now: int) -> None:
+        """Keep the part that a connection gets next for others."""
+        if connection.cohort is not None and connection.backfill is None:
             self._drop((connection.cohort, connection.position))
             self._parts[connection.cohort, connection.position] = part, now
             self._bytes += len(part.payload)
             while self._bytes > SHARED_BYTES:
                 self._drop(next(iter(self._parts)))
-        return part
 
     def forget(self, now: int) -> None:
         """Drop what is too old."""
@@ -114,6 +116,11 @@ class Shared:
             if now - made <= SHARED_MS:
                 break
             self._drop(key)
+
+    def clear(self) -> None:
+        """Drop all."""
+        self._parts.clear()
+        self._bytes = 0
 
     def _drop(self, key: tuple[Cohort, int]) -> None:
         if key in self._parts:
@@ -154,7 +161,9 @@ class CatchUp:
                 return Fed.NEEDS_LOG
             wanted, limits = self.hub.wanted(connection), self._limits(now)
             stretch = window.read(wanted, connection.wire, connection.position, limits)
-            part = self._shared.keep(connection, stretch, now)
+            part = joined(stretch)
+            if stretch.more:  # the head moves on: who comes later gets what is behind it as well
+                self._shared.keep(connection, part, now)
         return self._give(connection, part)
 
     def feed_stored(self, connection: Connection, block: Block, now: int) -> Fed:
@@ -167,19 +176,23 @@ class CatchUp:
         """
         if connection.position + 1 < self._first():
             return self.feed(connection, now)  # retention overtook it: a gap comes first
-        if not block.after <= connection.position < block.events[-1].position:
+        if not block.holds(connection.position):
             return Fed.NEEDS_LOG  # it went on, or was rewound, meanwhile
         part = self._shared.find(connection, now)
         if part is None:
             behind = [event for event in block.events if event.position > connection.position]
             wanted, limits = self.hub.wanted(connection), self._limits(now)
-            stretch = self.hub.window.read_stored(behind, wanted, connection.wire, limits)
-            part = self._shared.keep(connection, stretch, now)
+            part = joined(self.hub.window.read_stored(behind, wanted, connection.wire, limits))
+            self._shared.keep(connection, part, now)
         return self._give(connection, part)
 
     def forget(self, now: int) -> None:
         """Let go of what was kept for sharing and is older than a moment; to be called now and then."""
         self._shared.forget(now)
+
+    def restart(self) -> None:
+        """Let go of all that was kept: the log became another one."""
+        self._shared.clear()
 
     def _limits(self, now: int) -> Limits:
         return Limits(events=1_000_000, bytes=self.hub.buffer_bytes, now=now)

@@ -134,6 +134,7 @@ def begin(gateway: Gateway, log: StreamLog) -> None:
     for sink in list(gateway.streams.sinks):
         sink.close(RESET)
     tail = log.take_tail()
+    gateway.feeder.restart()
     window = gateway.hub.window
     window.restart(log.epoch, log.head, log.head_tag)
     window.preload(tail)

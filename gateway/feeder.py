@@ -5,6 +5,11 @@ never waits for them.
 Parts that the window holds are written in slices of a few milliseconds between other work of the loop. Older
 parts are read from the log by one task, a block at a time, and every connection that stands inside a block is
 fed from it: a thousand clients that come back together cost one scan, not a thousand.
+
+Those who come back at different places share it too. Every other block is read for whoever is furthest
+behind: moving up from there takes along all others, where fair turns would read the rest of the log for each
+place by itself. The blocks between are read for whoever is nearest to the window, so that a client that lacks
+little does not wait for one that lacks everything.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from operator import attrgetter
 from typing import Final
 
 from fanout.catchup import Block, CatchUp, Fed
@@ -27,6 +33,9 @@ BLOCK_BYTES: Final = 256 * 1024
 """How much of the log is read at a time."""
 
 logger = logging.getLogger(__name__)
+
+
+_position = attrgetter("position")
 
 
 class Feeder:
@@ -45,6 +54,8 @@ class Feeder:
         self._scheduled = False
         self._waiting: dict[Connection, None] = {}  # for a part of the log that the window does not have
         self._wanted = asyncio.Event()
+        self._furthest = False  # the block that was read last was for whoever is furthest behind
+        self._restarts = 0
 
     def wake(self, connection: Connection) -> None:
         """A connection is drained and behind the head."""
@@ -56,6 +67,11 @@ class Feeder:
     def backlog(self) -> int:
         """Return how many connections wait to be fed."""
         return len(self._ready) + len(self._waiting)
+
+    def restart(self) -> None:
+        """Forget what was read: the log became another one."""
+        self._restarts += 1
+        self._catchup.restart()
 
     def _feed_ready(self) -> None:
         """Feed for one slice of time, in turns; then again in the loop's next turn if there is more to do."""
@@ -80,32 +96,44 @@ class Feeder:
         while True:
             await self._wanted.wait()
             while self._waiting:
-                await self._feed_from_log(next(iter(self._waiting)))
+                await self._feed_from_log(self._choose())
                 await asyncio.sleep(0)  # a block that the log has in memory takes no turn of the loop
             self._wanted.clear()
 
-    async def _feed_from_log(self, oldest: Connection) -> None:
-        """Read the block behind `oldest`'s position, and feed it to everyone who stands inside it."""
-        if oldest.state is not State.CATCHING_UP:
-            del self._waiting[oldest]
+    def _choose(self) -> Connection:
+        """Return whom to read for: in turns who is furthest behind, and who is nearest to the window."""
+        self._furthest = not self._furthest
+        return (min if self._furthest else max)(self._waiting, key=_position)
+
+    async def _feed_from_log(self, chosen: Connection) -> None:
+        """Read the block behind a connection's position, and feed it to everyone who stands inside it."""
+        if chosen.state is not State.CATCHING_UP:
+            del self._waiting[chosen]
             return
-        position = oldest.position
+        block = await self._read(chosen)
+        if block is not None:
+            await self._feed_block(block, [each for each in self._waiting if block.holds(each.position)])
+
+    async def _read(self, chosen: Connection) -> Block | None:
+        """Return the block behind a connection's position; None if it has to be chosen anew."""
+        position, restarts = chosen.position, self._restarts
         try:
             events = await self._log.read(position, BLOCK_BYTES)
         except LogDamaged as error:
-            if oldest.position == position:  # it was not rewound meanwhile
-                self._skip(oldest, error)
-            return
+            if chosen.position == position:  # it was not rewound meanwhile
+                self._skip(chosen, error)
+            return None
         except LogError as error:
             logger.warning("log.read_failed: position %d: %s", position, error)
-            del self._waiting[oldest]
-            oldest.sink.close(LOG_FAILED)
-            return
+            del self._waiting[chosen]
+            chosen.sink.close(LOG_FAILED)
+            return None
+        if restarts != self._restarts:  # these are positions of the log that was
+            return None
         if not events:  # retention overtook it
-            self._leave(oldest)
-            return
-        inside = [each for each in self._waiting if position <= each.position < events[-1].position]
-        await self._feed_block(Block(position, events), inside)
+            self._leave(chosen)
+            return None
+        return Block(position, events)
 
     def _skip(self, connection: Connection, damage: LogDamaged) -> None:
         """A part of the log is lost: announce a gap and go on behind it, if it is known where that is."""

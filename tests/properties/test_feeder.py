@@ -16,6 +16,7 @@ from typing import Final, cast
 import pytest
 
 from fanout.connection import State
+from fanout.cursor import Cursor
 from fanout.event import Event
 from fanout.frames import Wire
 from gateway import feeder
@@ -26,7 +27,7 @@ from tests.support.dice import Dice
 from tests.support.fakes import Moment
 from tests.support.model import ModelLog
 from tests.support.readers import messages_in
-from tests.support.world import Bounds, Draft, World
+from tests.support.world import Bounds, Client, Draft, World
 
 STEPS: Final = 300
 
@@ -188,5 +189,104 @@ async def test_damage_costs_only_what_is_damaged() -> None:
         for message in messages_in(Wire.WEBSOCKET, link.sink.bytes_taken())
     ]
     assert [str(word).split("-")[1] for word in words[1:]] == ["2", "1", "2", "6"]
+    assert world.runs is not None
+    world.runs.cancel()
+
+
+class WatchedLog:
+    """A log that notes what was read of it; what is read at `held` waits until it is let go."""
+
+    def __init__(self, log: ModelLog) -> None:
+        self._log = log
+        self.read_events = 0
+        self.held: int | None = None
+        self.asked: list[int] = []
+        self.go_on = asyncio.Event()
+
+    async def read(self, after: int, max_bytes: int) -> list[Event]:
+        self.asked.append(after)
+        events = self._log.stretch(after, max_bytes)
+        await asyncio.sleep(0)
+        if after == self.held:
+            await self.go_on.wait()
+        self.read_events += len(events)
+        return events
+
+
+def stored_world(events: int) -> tuple[RunningWorld, WatchedLog]:
+    """Return a world with events of which the window holds one, and its log."""
+    world = RunningWorld(Bounds(window_events=1), random.Random(0))
+    log = WatchedLog(world.log)
+    world.feeder._log = cast("Log", log)
+    for _ in range(events // 100):
+        world.publish([Draft("a")] * 100)
+    return world, log
+
+
+def come_back(world: RunningWorld, position: int, room: int = 1 << 30) -> Client:
+    """A client comes back to a position."""
+    return world.arrive(["a"], Wire.SSE, str(Cursor(world.log.epoch, position, 0)), room)
+
+
+def is_live(client: Client) -> bool:
+    return client.link is not None and client.link.connection.state is State.LIVE
+
+
+async def test_clients_at_many_places_share_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that come back at ten places have the log read about twice, not once for each place."""
+    monkeypatch.setattr(feeder, "BLOCK_BYTES", 5000)
+    world, log = stored_world(2000)
+    clients = [come_back(world, place * 200) for place in range(10)]
+    await until(lambda: all(is_live(client) for client in clients))
+    assert 1999 <= log.read_events < 2 * 2000  # in fair turns it would be 11,000
+    for client in clients:
+        world.take(client, 1 << 30)
+    assert [len(client.seen) for client in clients] == [1 + 2000 - place * 200 for place in range(10)]
+    assert world.runs is not None
+    world.runs.cancel()
+
+
+async def test_who_lacks_little_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that lacks little is live long before one that lacks everything has reached its place."""
+    monkeypatch.setattr(feeder, "BLOCK_BYTES", 5000)
+    world, _ = stored_world(2000)
+    everything, little = come_back(world, 0), come_back(world, 1900)
+    await until(lambda: is_live(little))
+    assert everything.link is not None
+    assert world.hub.position(everything.link.connection) < 300
+    assert world.runs is not None
+    world.runs.cancel()
+
+
+async def test_slow_clients_are_not_read_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that take less at a time than others get the rest from what was read for those."""
+    monkeypatch.setattr(feeder, "BLOCK_BYTES", 5000)
+    world, log = stored_world(1000)
+    quick = come_back(world, 0)
+    slow = [come_back(world, 0, room) for room in (300, 700, 1500)]
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+        for client in slow:
+            world.take(client, 1 << 30)
+        if all(is_live(client) for client in (quick, *slow)):
+            break
+    assert all(is_live(client) for client in (quick, *slow))
+    assert log.read_events == 1000
+    assert world.runs is not None
+    world.runs.cancel()
+
+
+async def test_what_was_read_of_another_log_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that was being read while the log became another one is given to nobody."""
+    monkeypatch.setattr(feeder, "BLOCK_BYTES", 5000)
+    world, log = stored_world(200)
+    log.held = 0
+    client = come_back(world, 0)
+    await until(lambda: log.asked == [0])
+    world.feeder.restart()
+    log.held = None
+    log.go_on.set()
+    await until(lambda: is_live(client))
+    assert log.asked[:2] == [0, 0]
     assert world.runs is not None
     world.runs.cancel()
