@@ -151,18 +151,21 @@ def replay(lab: Lab, row: str) -> list[Result]:
     forget_peak_rss(server.pid)
     before = peak_rss_bytes(server.pid)
     live.measure(0)
-    began = time.monotonic()
+    began, cpu = time.monotonic(), server.cpu_seconds()
     groups = come_back(returning, first, stored)
     for group in groups:
         returning.command("caught", group=group, timeout=REPLAY_SECONDS).sound("coming back")
-    took = time.monotonic() - began
+    took, cpu = time.monotonic() - began, server.cpu_seconds() - cpu
     meanwhile = live.command("report").sound("the live clients")
     live.halt()
     growth = (peak_rss_bytes(server.pid) - before) / 1e6
     deliveries = sum(RETURNING // PLACES * (stored - stored * place // PLACES) for place in range(PLACES))
     figure, base = p99_ms(meanwhile), p99_ms(normal)
     what = f"{RETURNING} clients come back at {PLACES} places of {stored:,} events: all caught up after"
-    note = f"{deliveries:,} deliveries; p50 of the live clients {p50_ms(meanwhile):.1f} ms"
+    note = (
+        f"{deliveries:,} deliveries, {cpu / deliveries * 1e6:.2f} µs of CPU each; "
+        f"p50 of the live clients {p50_ms(meanwhile):.1f} ms"
+    )
     return [
         Result(row, what, took, "s", None, "", None, "all", True, note),
         Result(row, "what they get meanwhile", deliveries / took, "deliveries/s", None, "", None, "", None),

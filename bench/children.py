@@ -19,7 +19,7 @@ import msgspec
 from bench.build import BenchError, program
 from bench.machine import cpu_seconds, free_port, wait_until
 
-START_SECONDS = 20
+START_SECONDS = 60  # a gateway may have a long stream to read
 STOP_SECONDS = 5
 
 
