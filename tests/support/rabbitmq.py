@@ -9,9 +9,10 @@ Private RabbitMQ nodes in child processes, for every test that needs a broker, a
     with Cluster(3) as cluster:               # three that know each other
         cluster.nodes[0].freeze()                     # SIGSTOP: the sockets stay open and nothing answers
 
-A node uses the files of Debian's package `rabbitmq-server`, but neither its service, its configuration nor
-its user. Each group of nodes has a port mapper (epmd) of its own, so that it meets no other. Every wait has a
-deadline, and what a failed node said is part of the failure.
+A node uses the files of Debian's package `rabbitmq-server`, or those of the folder that RABBITMQ_SBIN names,
+to try another version; but neither the package's service, its configuration nor its user. Each group of nodes
+has a port mapper (epmd) of its own, so that it meets no other. Every wait has a deadline, and what a failed
+node said is part of the failure.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class BrokerFailed(AssertionError):
 
 def _tool(name: str) -> str:
     """Return the path of one of RabbitMQ's own scripts, not the wrapper that changes the user."""
-    for folder in SBIN:
+    own = os.environ.get("RABBITMQ_SBIN")
+    for folder in (Path(own),) if own else SBIN:
         if (folder / name).exists():
             return str(folder / name)
     raise BrokerFailed(
@@ -331,13 +333,15 @@ class Cluster:
 
     def __init__(self, size: int = 3, config: Sequence[str] = ()) -> None:
         self._mapper = PortMapper()
-        names = [f"rabbit{number}" for number in range(1, size + 1)]
-        peers = [
-            f"cluster_formation.classic_config.nodes.{number} = {name}@localhost"
-            for number, name in enumerate(names, 1)
+        # The others join the first, which knows of nobody: one that knows of peers waits for them since 4.0.
+        join = [
+            "cluster_formation.peer_discovery_backend = classic_config",
+            "cluster_formation.classic_config.nodes.1 = rabbit1@localhost",
         ]
-        lines = ["cluster_formation.peer_discovery_backend = classic_config", *peers, *config]
-        self.nodes = [Broker(lines, name=name, mapper=self._mapper) for name in names]
+        self.nodes = [
+            Broker([*(join if number > 1 else ()), *config], name=f"rabbit{number}", mapper=self._mapper)
+            for number in range(1, size + 1)
+        ]
 
     @property
     def url(self) -> str:
