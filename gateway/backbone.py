@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fanout.closing import CloseReason
@@ -60,10 +62,19 @@ def topology(settings: Settings) -> Topology:
     )
 
 
+def address(settings: Settings) -> Address:
+    """Return where the broker is, and how its and our certificates are checked."""
+    return replace(
+        Address.parse(settings.backbone),
+        ca=settings.backbone_ca and str(Path(settings.backbone_ca).expanduser()),
+        certificate=settings.backbone_certificate and str(Path(settings.backbone_certificate).expanduser()),
+    )
+
+
 def stream_log(settings: Settings) -> StreamLog:
     """Return the log in the stream that the settings name."""
     return StreamLog(
-        Address.parse(settings.backbone),
+        address(settings),
         topology(settings),
         max_event_bytes=settings.max_event_bytes,
         queue_bytes=settings.queue_bytes,

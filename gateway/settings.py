@@ -146,6 +146,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Everything embedded.",
         ),
     ] = ""
+    backbone_ca: Annotated[
+        str,
+        _text(
+            "PEM file with the authorities that may have signed the broker's certificate, for `amqps://`; "
+            "empty is the system's.",
+            "What the rest of the system trusts.",
+        ),
+    ] = ""
+    backbone_certificate: Annotated[
+        str,
+        _text(
+            "PEM file with this client's certificate and its key, for a broker that asks for one.",
+            "Name and password say who we are.",
+        ),
+    ] = ""
     stream: Annotated[
         str,
         _text(
@@ -490,6 +505,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _is_encrypted(settings: Settings) -> bool:
+    return settings.backbone.startswith("amqps://")
+
+
 def _check_address(text: str) -> None:
     """Refuse an address of a broker that is none, without repeating it: it may hold a password."""
     from gateway.amqp.address import Address, AddressError  # noqa: PLC0415  (nobody else pays for it)
@@ -503,12 +522,20 @@ def _check_address(text: str) -> None:
 # Without the value: it may hold a password.
 _NOT_BUILT_IN = "this needs the {} support, which is not built in yet; leave it empty and all is embedded"
 
+_ONLY_ENCRYPTED = "it says what to do with amqps://, but the backbone is none or not encrypted"
+
 # What contradicts the rest: the setting to name, the test, and the sentence.
 _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
     (
         "host",
         lambda s: not s.insecure and not _is_loopback(s.host),
         "{value} can be reached from other machines and nobody is asked who they are: only with --insecure",
+    ),
+    ("backbone_ca", lambda s: s.backbone_ca != "" and not _is_encrypted(s), _ONLY_ENCRYPTED),
+    (
+        "backbone_certificate",
+        lambda s: s.backbone_certificate != "" and not _is_encrypted(s),
+        _ONLY_ENCRYPTED,
     ),
     ("stream", lambda s: not 0 < len(s.stream.encode()) <= 200, "a stream has a name of 1 to 200 bytes"),
     (

@@ -21,6 +21,8 @@ class Address:
     Attributes:
         hosts: its nodes, each with its port; tried in turn.
         tls: whether the connection is encrypted, and the broker's certificate checked.
+        ca: file with the authorities that may have signed it; the system's if empty.
+        certificate: file with our own certificate and its key; none if empty.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -28,6 +30,8 @@ class Address:
     password: str = field(default="guest", repr=False)
     vhost: str = "/"
     tls: bool = False
+    ca: str = ""
+    certificate: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Address:

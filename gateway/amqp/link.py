@@ -12,12 +12,12 @@ https://www.rabbitmq.com/docs/connection-blocked, …/auth-notification, …/con
 from __future__ import annotations
 
 import asyncio
-import ssl
 from importlib.metadata import version
 from typing import Any, Final, Protocol, cast
 
 from pamqp import commands, exceptions, frame
 
+from gateway.amqp import tls
 from gateway.amqp.address import Address
 from gateway.amqp.frames import (
     FRAME_END,
@@ -144,6 +144,9 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand on what came."""
         self._received = self._loop.time()
+        if not self._opened.done() and tls.is_alert(data):
+            self._end(LinkRefused(f"{self._where()} speaks TLS: its address begins with amqps://"))
+            return
         try:
             deliveries, others = self._inbox.feed(data)
         except FrameError as error:
@@ -156,6 +159,9 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed."""
+        refusal = tls.refusal(self._where(), exc)
+        if refusal is not None:
+            self._end(LinkRefused(refusal))
         reason = f": {exc}" if exc is not None else ""
         if not self._opened.done() and self.lost is None:
             # Before 3.x's authentication_failure_close, and with a wrong protocol: closed without a word.
@@ -402,23 +408,25 @@ async def connect(
     Open a link.
 
     Raises:
-        LinkRefused: wrong password, unknown virtual host, a certificate that is not trusted.
+        LinkRefused: wrong password, unknown virtual host, no trust by certificates or no files of them.
         LinkError: nobody answers there, or not in time.
     """
     loop = asyncio.get_running_loop()
     link = Link(address, host, name, listener, heartbeat, max_body)
-    context = ssl.create_default_context() if address.tls else None
     where = f"the broker at {address.name(host)}"
     try:
         async with asyncio.timeout(OPEN_SECONDS):
+            context = await asyncio.to_thread(tls.context, address) if address.tls else None
             await loop.create_connection(lambda: link, *host, ssl=context)
             await link.opened()
     except TimeoutError:
         link.abort()
         raise LinkError(f"{where} did not answer in {OPEN_SECONDS:.0f} seconds") from None
-    except ssl.SSLCertVerificationError as error:
-        raise LinkRefused(f"the certificate of {where} is not trusted: {error.verify_message}") from None
+    except tls.TlsError as error:
+        raise LinkRefused(str(error)) from None
     except OSError as error:
+        if (refusal := tls.refusal(where, error)) is not None:
+            raise LinkRefused(refusal) from None
         raise LinkError(f"{where} cannot be reached: {error.strerror or error}") from None
     except BaseException:
         link.abort()

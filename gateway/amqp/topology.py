@@ -8,7 +8,6 @@ topic. The only file that uses aio-pika: none of this is on the event path.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from aiormq.exceptions import (
     ChannelPreconditionFailed,
 )
 
+from gateway.amqp import tls
 from gateway.amqp.address import Address
 from gateway.amqp.link import HEARTBEAT_SECONDS, OPEN_SECONDS, LinkError, LinkRefused
 
@@ -86,7 +86,7 @@ async def declare(address: Address, host: tuple[str, int], topology: Topology) -
                 await connection.close()
     except TimeoutError:
         raise LinkError(f"{where} did not declare the stream in time") from None
-    except (AMQPError, OSError) as error:
+    except (AMQPError, OSError, tls.TlsError) as error:
         raise LinkError(f"{where}: {_text(error)}") from None
 
 
@@ -98,7 +98,7 @@ async def _connect(address: Address, host: tuple[str, int]) -> AbstractConnectio
         password=address.password,
         virtualhost=address.vhost,
         ssl=address.tls,
-        ssl_context=ssl.create_default_context() if address.tls else None,
+        ssl_context=await asyncio.to_thread(tls.context, address) if address.tls else None,
         client_properties={"connection_name": "sluicegate topology"},
         timeout=OPEN_SECONDS,
         heartbeat=HEARTBEAT_SECONDS,

@@ -195,6 +195,16 @@ def test_what_is_not_built_in_yet_is_refused_without_telling_passwords(
     assert "hush" not in sentence
 
 
+@pytest.mark.parametrize("name", ["backbone_ca", "backbone_certificate"])
+@pytest.mark.parametrize("backbone", ["", "amqp://me:hush@broker"])
+def test_a_certificate_without_encryption_is_refused(name: str, backbone: str) -> None:
+    """Who names certificates means to encrypt: an address that does not is refused, and not repeated."""
+    sentence = refusal({name: "ca.pem", "backbone": backbone})
+    assert sentence.startswith(f"--{name.replace('_', '-')}: it says what to do with amqps://")
+    assert "hush" not in sentence
+    assert load({name: "ca.pem", "backbone": "amqps://broker"}, {}).backbone_ca in ("ca.pem", "")
+
+
 def test_only_one_worker_is_possible() -> None:
     """More than one process is refused, not ignored."""
     assert "not built in yet" in refusal({"workers": "2"})
