@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from fanout.event import Event
@@ -46,6 +47,24 @@ class LogUnavailable(LogError):
     def __init__(self, reason: str, retry_after: float) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """
+    A number that a log tells about itself.
+
+    Attributes:
+        name: what operators find it by; with `sluice_` in front, and `_total` behind if it is one.
+        what: a sentence.
+        value: as it is now.
+        total: whether it counts up from the start of the process.
+    """
+
+    name: str
+    what: str
+    value: float
+    total: bool = False
 
 
 class Log(Protocol):
@@ -101,6 +120,9 @@ class Log(Protocol):
 
     def trouble(self) -> str | None:
         """Return why events cannot be stored at the moment; None when they can, as far as is known."""
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what this kind of log tells beside `first`, `head` and `trouble`."""
 
     async def close(self) -> None:
         """Make everything queued durable and close. Idempotent."""

@@ -9,7 +9,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from fanout.connection import State
-from gateway.sqlite_log import SqliteLog
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -39,18 +38,9 @@ class Collector:
         yield GaugeMetricFamily(
             "sluice_log_trouble", "Whether the log cannot store.", log.trouble() is not None
         )
-        if isinstance(log, SqliteLog):
-            counted = log.statistics()
-            yield GaugeMetricFamily(
-                "sluice_log_queued_events", "Events waiting to be durable.", counted.queued_events
-            )
-            yield GaugeMetricFamily("sluice_log_queued_bytes", "Memory of these.", counted.queued_bytes)
-            yield CounterMetricFamily("sluice_log_commits", "Group commits.", counted.commits)
-            yield CounterMetricFamily("sluice_log_failures", "Group commits that failed.", counted.failures)
-            yield GaugeMetricFamily(
-                "sluice_log_commit_seconds", "How long the last commit took.", counted.commit_ms / 1000
-            )
-            yield GaugeMetricFamily("sluice_log_file_bytes", "Size of the log's file.", counted.file_bytes)
+        for each in log.measures():
+            family = CounterMetricFamily if each.total else GaugeMetricFamily
+            yield family(f"sluice_{each.name}", each.what, each.value)
         yield GaugeMetricFamily("sluice_window_bytes", "Memory of the window.", window.bytes)
         yield GaugeMetricFamily("sluice_window_events", "Events in the window.", len(window))
         yield CounterMetricFamily("sluice_window_evicted", "Events that left the window.", window.evicted)

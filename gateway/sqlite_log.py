@@ -17,12 +17,12 @@ import logging
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fanout.event import Event
-from gateway.log import Deliver, LogBusy, LogDamaged, LogUnavailable
+from gateway.log import Deliver, LogBusy, LogDamaged, LogUnavailable, Measure
 from gateway.sqlite_file import LogInUse, SqliteFile, cause
 from gateway.sqlite_reader import Reader
 from gateway.sqlite_rows import FORMAT, TRIM_BYTES, End, Limits, Rows, Trimmed, fill, memory_of
@@ -239,6 +239,18 @@ class SqliteLog:
             commit_ms=self._commit_ms,
             file_bytes=0 if self._file is None else self._file.size(),
         )
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what operators look at; see `Log.measures`."""
+        counted = self.statistics()
+        yield Measure("log_queued_events", "Events waiting to be durable.", counted.queued_events)
+        yield Measure("log_queued_bytes", "Memory of these.", counted.queued_bytes)
+        yield Measure("log_queue_limit_events", "How many may wait.", self._queue_events)
+        yield Measure("log_queue_limit_bytes", "How much memory they may take.", self._queue_bytes)
+        yield Measure("log_commits", "Group commits.", counted.commits, total=True)
+        yield Measure("log_failures", "Group commits that failed.", counted.failures, total=True)
+        yield Measure("log_commit_seconds", "How long the last commit took.", counted.commit_ms / 1000)
+        yield Measure("log_file_bytes", "Size of the log's file.", counted.file_bytes)
 
     async def close(self) -> None:
         """Commit what is queued and close; see `Log.close`."""

@@ -22,8 +22,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from secrets import token_hex
 from typing import Final
 
@@ -32,7 +31,7 @@ from gateway.amqp.address import Address
 from gateway.amqp.frames import Delivery
 from gateway.amqp.link import ChannelClosed, Link, LinkError, LinkRefused, Listener, connect
 from gateway.amqp.topology import OLDEST, Topology, declare
-from gateway.log import Deliver, LogDamaged, LogUnavailable
+from gateway.log import Deliver, LogDamaged, LogUnavailable, Measure
 from gateway.stream_admission import Admission
 from gateway.stream_dead import DeadLetters, naming
 from gateway.stream_history import Extent, History
@@ -40,6 +39,7 @@ from gateway.stream_marks import BARRIER, BURIED, RENEW_EVENTS, RENEWAL
 from gateway.stream_messages import Mark, NoEvent, Received
 from gateway.stream_reading import Reading, fingerprint, read_message
 from gateway.stream_scan import Scans
+from gateway.stream_statistics import StreamStatistics
 from gateway.stream_survey import Survey
 from gateway.stream_writer import Call, Writer
 
@@ -66,20 +66,6 @@ BURIED_AT_ONCE: Final = 500
 
 PROBE_SECONDS: Final = 15.0
 """How often the oldest message is looked for: retention works unannounced."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStatistics:
-    """What the log did since it started."""
-
-    events: int  # read live
-    published: int
-    duplicates: int  # left out
-    dead: int  # messages that were no events
-    unburied: int  # of these, the ones that no replica is known to have sent to the dead letters yet
-    failures: int  # calls that failed
-    reconnects: int
-    resets: int
 
 
 class StreamLog:
@@ -124,6 +110,8 @@ class StreamLog:
         self._address = address
         self._topology = topology
         self._max_body = 2 * max_event_bytes  # what is longer is not even kept for the dead letters
+        self._queue_bytes = queue_bytes
+        self._queue_events = queue_events
         self._tail_bytes = tail_bytes
         self._tail_events = tail_events or 10**9
         self._deliver: Deliver = _ignore
@@ -134,6 +122,7 @@ class StreamLog:
         self._host = random.randrange(len(address.hosts))
         # Reading.
         self._links: list[Link] = []  # the open connections, but for that of the scans
+        self._heard = time.monotonic()  # when the broker last said something, as of the last look
         self._reading: Reading | None = None
         self._ended: asyncio.Future[LinkError] | None = None
         self._reached = -1  # the offset of the last message read live
@@ -274,9 +263,22 @@ class StreamLog:
             raise LogUnavailable("the broker does not answer", RETRY_DOWN) from None
         return self._reached + 1 >= position
 
+    def measures(self) -> Iterator[Measure]:
+        """Return what operators look at; see `Log.measures`."""
+        return self.statistics().measures()
+
     def statistics(self) -> StreamStatistics:
-        """Return what was done."""
+        """Return how it is, and what was done."""
+        queued = self._writer.queued()
         return StreamStatistics(
+            connected=self._trouble is None,
+            blocked=self._writer.blocked_by is not None,
+            silent_seconds=self._silence(),
+            queued_events=queued.events,
+            queued_bytes=queued.bytes,
+            queue_events=self._queue_events,
+            queue_bytes=self._queue_bytes,
+            oldest_seconds=queued.oldest_seconds,
             events=self._events,
             published=self._writer.published,
             duplicates=self._admission.duplicates,
@@ -286,6 +288,13 @@ class StreamLog:
             reconnects=self._reconnects,
             resets=self._resets,
         )
+
+    def _silence(self) -> float:
+        """Return for how many seconds the broker has said nothing, on the connection that is quieter."""
+        now = time.monotonic()
+        if self._links:
+            self._heard = now - max(link.silence() for link in self._links)
+        return now - self._heard
 
     # --- the connections ------------------------------------------------------------------------------------
 
@@ -377,6 +386,7 @@ class StreamLog:
 
     async def _hang_up(self) -> None:
         """Close every connection."""
+        self._silence()
         links, self._links = self._links, []
         self._reading = None
         for barrier in self._barriers.values():

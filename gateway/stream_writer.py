@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from secrets import token_hex
 from typing import Final
 
@@ -45,6 +46,15 @@ class Call:
         self.left = len(events)  # how many were not read back
         self.future = future
         self.since = time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """What is on the way: how much, and for how long the oldest of it."""
+
+    events: int
+    bytes: int
+    oldest_seconds: float
 
 
 class Writer:
@@ -165,6 +175,11 @@ class Writer:
     def waits(self) -> bool:
         """Say whether something that was published was not read back yet."""
         return bool(self._calls)
+
+    def queued(self) -> Queued:
+        """Return what is on the way."""
+        waits = time.monotonic() - self._calls[0].since if self._calls else 0.0
+        return Queued(len(self._pending), self._pending_bytes, waits)
 
     def futures(self) -> list[asyncio.Future[None]]:
         """Return what is being waited for."""

@@ -166,8 +166,11 @@ def test_limits_are_as_documented() -> None:
 
 def test_metrics_are_as_documented() -> None:
     """The table of metrics has every metric that is exposed, and no other."""
-    exposed = metrics.text(metrics.registry(Gateway(Settings(data="memory:")))).decode()
-    names = re.findall(r"^# HELP (\S+) ", exposed, re.MULTILINE)
+    names = set[str]()
+    for backbone in ("", "amqp://broker"):
+        gateway = Gateway(Settings(data="memory:", backbone=backbone))
+        exposed = metrics.text(metrics.registry(gateway)).decode()
+        names.update(re.findall(r"^# HELP (\S+) ", exposed, re.MULTILINE))
     documented = [row[0] for row in rows(section(page("docs/operations.md"), "Metrics"))]
     assert sorted(documented) == sorted(names)
 

@@ -194,6 +194,10 @@ class Link(asyncio.Protocol):
         if self.lost is None and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
+    def silence(self) -> float:
+        """Return for how many seconds the peer has said nothing."""
+        return self._loop.time() - self._received
+
     async def channel(self) -> int:
         """Open a channel and return its number."""
         self._channels += 1

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from collections.abc import Iterator
 
 from fanout.event import OVERHEAD_BYTES, Event
-from gateway.log import Deliver, LogBusy, LogUnavailable
+from gateway.log import Deliver, LogBusy, LogUnavailable, Measure
 
 
 class MemoryLog:
@@ -68,6 +69,10 @@ class MemoryLog:
 
     async def find_time(self, time_ms: int) -> int:
         return self.first - 1 + bisect_left(self.events, time_ms, key=lambda event: event.time)
+
+    def measures(self) -> Iterator[Measure]:
+        """Nobody operates it."""
+        return iter(())
 
     def trouble(self) -> str | None:
         return None if self._failure is None else str(self._failure)
