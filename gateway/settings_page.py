@@ -25,8 +25,8 @@ Every setting can be given in three places. A flag wins over a variable, a varia
 Sizes are plain numbers of bytes or texts like `64KiB`, `10MB`, `1GiB`; times are seconds or texts like
 `500ms`, `90s`, `5m`, `2h`, `7d`; yes-or-no settings are `true` or `false`, as flags `--insecure` or
 `--no-insecure`. An unknown key, an unknown `SLUICE_*` variable or a bad value is refused at the start, by one
-sentence that says which and why, with exit code 2. `sluice check` does only that, and tries the data folder
-and the log.
+sentence that says which and why, with exit code 2. `sluice check` does only that, and tries the data folder,
+the log and the broker.
 
 Two variables are no settings: `SLUICE_CONFIG`, the path of the file, and `SLUICE_URL`, the gateway that the
 client commands `sluice publish` and `sluice tail` talk to.

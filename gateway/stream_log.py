@@ -30,7 +30,7 @@ from fanout.event import OVERHEAD_BYTES, Event
 from gateway.amqp.address import Address
 from gateway.amqp.frames import Delivery
 from gateway.amqp.link import ChannelClosed, Link, LinkError, LinkRefused, Listener, connect
-from gateway.amqp.topology import OLDEST, Topology, declare
+from gateway.amqp.topology import Topology, check_version, declare
 from gateway.log import Deliver, LogDamaged, LogUnavailable, Measure
 from gateway.stream_admission import Admission
 from gateway.stream_dead import DeadLetters, naming
@@ -41,7 +41,7 @@ from gateway.stream_reading import Reading, fingerprint, read_message
 from gateway.stream_scan import Scans
 from gateway.stream_statistics import StreamStatistics
 from gateway.stream_survey import Survey
-from gateway.stream_writer import Call, Writer
+from gateway.stream_writer import READ_BACK_SECONDS, Call, Writer
 
 log = logging.getLogger(__name__)
 
@@ -346,9 +346,7 @@ class StreamLog:
         self._ended = self._loop.create_future()
         writer = await connect(self._address, host, "sluicegate publish", self._writer)
         self._links = [writer]
-        if writer.version and writer.version < OLDEST:
-            text = ".".join(map(str, writer.version))
-            raise LinkRefused(f"the broker is RabbitMQ {text}, which has no streams: 3.9 or newer is needed")
+        check_version(writer.version)
         await declare(self._address, host, self._topology)
         await self._writer.open(writer)
         self._reading = reading = Reading(self._over, self._writer.waits)
@@ -462,12 +460,17 @@ class StreamLog:
         await self._history.probe()
         return self._extent.first - 1
 
-    def _check_waiting(self) -> None:
+    def _check_waiting(self, waited: float) -> None:
         """Say why a survey waits; raise LinkError if it waits for nothing."""
         if self._ended is not None and self._ended.done():
             raise self._ended.result()
         if self._writer.blocked_by is not None:
             self._trouble = f"the broker takes no messages: {self._writer.blocked_by}"
+        elif waited > READ_BACK_SECONDS:
+            raise LinkError(
+                f"a message did not come back in {READ_BACK_SECONDS:.0f} seconds: the stream may have "
+                "lost the majority of its replicas"
+            )
 
     def _accept_tail(self, received: list[Received], begin: int) -> None:
         """Make the tail's events; the log ends with the last of them."""

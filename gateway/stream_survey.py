@@ -9,6 +9,7 @@ for, the newest are read for the window, and replicas agree on the epoch by the 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from secrets import token_hex
@@ -72,12 +73,13 @@ class Survey:
         self._tail_events = tail_events
         self._search = EpochSearch()
 
-    async def run(self, waits: Callable[[], None]) -> Findings:
+    async def run(self, waits: Callable[[float], None]) -> Findings:
         """
         Look.
 
         Args:
-            waits: called now and then while the broker does not answer; raises LinkError to give up.
+            waits: called now and then while the broker does not answer, with for how many seconds it has not;
+                raises LinkError to give up.
 
         Raises:
             LinkError: the broker cannot be asked (any more).
@@ -88,13 +90,14 @@ class Survey:
         tail, start = await self._read_tail(oldest, begin)
         return Findings(await self._agree(oldest, start, begin, waits), begin, tail)
 
-    async def _mark(self, mark: Mark, waits: Callable[[], None]) -> None:
+    async def _mark(self, mark: Mark, waits: Callable[[float], None]) -> None:
         """Publish a mark and wait until it was read; it stays among what waits."""
         self._publish(mark)
+        since = time.monotonic()
         while not any(
             each.mark is not None and each.mark.nonce == mark.nonce for each in self._reading.peek()
         ):
-            waits()
+            waits(time.monotonic() - since)
             await self._reading.more()
 
     async def _read_tail(self, oldest: int, end: int) -> tuple[list[Received], int]:
@@ -127,7 +130,7 @@ class Survey:
                     self._search.note(received.mark)
         return found
 
-    async def _agree(self, oldest: int, start: int, end: int, waits: Callable[[], None]) -> str:
+    async def _agree(self, oldest: int, start: int, end: int, waits: Callable[[float], None]) -> str:
         """Return the epoch that all replicas agree on; propose one if there is none."""
         self._note_live()
         complete = start <= oldest

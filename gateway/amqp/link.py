@@ -69,6 +69,13 @@ class ChannelClosed(LinkError):
         self.text = text
 
 
+class ChannelRefused(ChannelClosed, LinkRefused):
+    """The broker closed a channel because this user may not do what was asked."""
+
+    def __str__(self) -> str:
+        return f"this user may not ({said(self.text)}); it needs the permissions configure, write and read"
+
+
 class Listener(Protocol):
     """Who hears what a link receives; called on the event loop and never to wait."""
 
@@ -113,6 +120,7 @@ class Link(asyncio.Protocol):
         self.host = host
         self.frame_max = MAX_FRAME
         self.version: tuple[int, ...] = ()  # of the broker
+        self.cluster = ""  # the name that the broker's cluster gives itself
         self.lost: LinkError | None = None
         self._address = address
         self._name = name
@@ -297,6 +305,7 @@ class Link(asyncio.Protocol):
     def _start(self, method: Method) -> None:
         properties = method.server_properties or {}
         self.version = _version(str(properties.get("version", "")))
+        self.cluster = str(properties.get("cluster_name", ""))
         if "PLAIN" not in method.mechanisms.split():
             self._end(LinkRefused(f"{self._where()} does not offer to log in with a password (PLAIN)"))
             return
@@ -333,7 +342,8 @@ class Link(asyncio.Protocol):
     def _channel_closed(self, channel: int, method: Method) -> None:
         self.write(frame.marshal(commands.Channel.CloseOk(), channel))
         self._inbox.forget(channel)
-        error = ChannelClosed(method.reply_code, method.reply_text)
+        code, text = method.reply_code, method.reply_text
+        error = (ChannelRefused if code == ACCESS_REFUSED else ChannelClosed)(code, text)
         waiter = self._waiters.get(channel)
         if waiter is not None:
             if not waiter[1].done():
@@ -436,6 +446,11 @@ async def connect(
         link.abort()
         raise
     return link
+
+
+def said(text: str) -> str:
+    """Return what a broker said, without the name of its code: `NOT_FOUND - no queue …`."""
+    return text.partition(" - ")[2] or text
 
 
 def _look(future: asyncio.Future[None]) -> None:

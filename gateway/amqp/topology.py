@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import Any, Final
 
 import aio_pika
@@ -22,7 +23,15 @@ from aiormq.exceptions import (
 
 from gateway.amqp import tls
 from gateway.amqp.address import Address
-from gateway.amqp.link import HEARTBEAT_SECONDS, OPEN_SECONDS, LinkError, LinkRefused
+from gateway.amqp.link import (
+    ACCESS_REFUSED,
+    HEARTBEAT_SECONDS,
+    NOT_FOUND,
+    OPEN_SECONDS,
+    LinkError,
+    LinkRefused,
+    said,
+)
 
 OLDEST: Final = (3, 9)
 """The first version of RabbitMQ with streams."""
@@ -30,6 +39,20 @@ OLDEST: Final = (3, 9)
 DEAD_EVENTS: Final = 100_000
 DEAD_BYTES: Final = 256 * 1024 * 1024
 """Bounds of the dead-letter queue: whoever publishes nonsense must not fill the broker."""
+
+DEAD_ARGUMENTS: Final[dict[str, Any]] = {
+    "x-queue-type": "quorum",
+    "x-max-length": DEAD_EVENTS,
+    "x-max-length-bytes": DEAD_BYTES,
+}
+
+PRECONDITION_FAILED: Final = 406
+
+_CODES: Final = {
+    ChannelPreconditionFailed: PRECONDITION_FAILED,
+    ChannelAccessRefused: ACCESS_REFUSED,
+    ChannelNotFoundEntity: NOT_FOUND,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +138,12 @@ async def _declare(connection: AbstractConnection, topology: Topology) -> None:
         await channel.declare_queue(topology.stream, durable=True, arguments=topology.stream_arguments)
 
     async def dead(channel: AbstractChannel) -> None:
-        arguments: dict[str, Any] = {
-            "x-queue-type": "quorum",
-            "x-max-length": DEAD_EVENTS,
-            "x-max-length-bytes": DEAD_BYTES,
-        }
-        await channel.declare_queue(topology.dead, durable=True, arguments=arguments)
+        await channel.declare_queue(topology.dead, durable=True, arguments=DEAD_ARGUMENTS)
+
+    async def publishing(channel: AbstractChannel) -> None:
+        # The end of a binding that nobody made: nothing happens, but only to those who may publish.
+        own = await channel.get_exchange(topology.exchange, ensure=False)
+        await own.unbind(own, f"sluicegate.{token_hex(16)}")
 
     await _step(connection, exchange, f"the exchange {topology.exchange!r}")
     await _step(connection, stream, f"the stream {topology.stream!r}")
@@ -132,30 +155,44 @@ async def _declare(connection: AbstractConnection, topology: Topology) -> None:
             await queue.bind(name, pattern)
 
         await _step(connection, bind, f"the binding of the exchange {name!r} to the stream")
+    await _step(connection, publishing, f"publishing to the exchange {topology.exchange!r}")
 
 
 async def _step(connection: AbstractConnection, step: Any, what: str) -> None:
     channel = await connection.channel(publisher_confirms=False)
     try:
         await step(channel)
-    except ChannelPreconditionFailed as error:
-        raise LinkRefused(
-            f"{what} exists with other arguments ({_text(error)}): change the settings to what is there, use "
-            "another name, or delete it if nobody needs what it holds"
-        ) from None
-    except ChannelAccessRefused as error:
-        raise LinkRefused(
-            f"{what}: this user may not ({_text(error)}); it needs the permissions configure, write and read"
-        ) from None
-    except ChannelNotFoundEntity as error:
-        if "inaccessible" in _text(error):  # it is there, and its node is just starting
-            raise LinkError(f"{what} is not available yet ({_text(error)})") from None
-        raise LinkRefused(f"{what}: there is no such thing ({_text(error)}); create it first") from None
+    except (ChannelPreconditionFailed, ChannelAccessRefused, ChannelNotFoundEntity) as error:
+        raise refusal(what, _CODES[type(error)], _text(error)) from None
     if not channel.is_closed:
         await channel.close()
 
 
+def refusal(what: str, code: int, text: str) -> LinkError:
+    """Return why something cannot be declared, by what the broker said when it closed the channel."""
+    if code == PRECONDITION_FAILED and "inequivalent" not in text:
+        return LinkRefused(f"{what} cannot be made ({text})")
+    if code == PRECONDITION_FAILED:
+        return LinkRefused(
+            f"{what} exists with other arguments ({text}): change the settings to what is there, use another "
+            "name, or delete it if nobody needs what it holds"
+        )
+    if code == ACCESS_REFUSED:
+        return LinkRefused(
+            f"{what}: this user may not ({text}); it needs the permissions configure, write and read"
+        )
+    if code == NOT_FOUND and "inaccessible" not in text:
+        return LinkRefused(f"{what}: there is no such thing ({text}); create it first")
+    return LinkError(f"{what} is not available yet ({text})")  # it is there, and its node is just starting
+
+
+def check_version(version: tuple[int, ...]) -> None:
+    """Raise LinkRefused if the broker is too old; one that does not say is taken as it is."""
+    if version and version < OLDEST:
+        text = ".".join(map(str, version))
+        raise LinkRefused(f"the broker is RabbitMQ {text}, which has no streams: 3.9 or newer is needed")
+
+
 def _text(error: BaseException) -> str:
-    """Return what the broker said, without the name of its code."""
-    said = str(error.args[0]) if error.args else type(error).__name__
-    return said.partition(" - ")[2] or said
+    """Return what the broker said."""
+    return said(str(error.args[0])) if error.args else type(error).__name__

@@ -15,7 +15,7 @@ COMMANDS: Final = {
     "serve": "Run the gateway.",
     "publish": "Publish one event, or one from each line of the input.",
     "tail": "Print events as they come, across restarts of the gateway.",
-    "check": "Try the settings, the data folder and the log, and say what was found.",
+    "check": "Try the settings, the data folder, and the log or the broker, and say what was found.",
 }
 """Each command and what it is for, in the order in which a newcomer meets them."""
 

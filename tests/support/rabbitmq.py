@@ -230,15 +230,15 @@ class Broker:
         """
         self.restart()
 
-    def control(self, *words: str) -> str:
+    def control(self, *words: str, tool: str = "rabbitmqctl") -> str:
         """
-        Run `rabbitmqctl` with `words` and return what it says; takes a second or two.
+        Run `rabbitmqctl`, or another tool, with `words` and return what it says; takes a second or two.
 
         Raises:
             BrokerFailed: it reported an error.
         """
         done = subprocess.run(
-            ["nice", "-n", "10", _tool("rabbitmqctl"), "--node", self.node, "--quiet", *words],
+            ["nice", "-n", "10", _tool(tool), "--node", self.node, "--quiet", *words],
             env=self._environment() | {"RABBITMQ_CTL_ERL_ARGS": ERLANG_ARGS},
             capture_output=True,
             text=True,
@@ -246,7 +246,7 @@ class Broker:
             check=False,
         )
         if done.returncode:
-            raise BrokerFailed(f"rabbitmqctl {' '.join(words)}: {done.stdout}{done.stderr}")
+            raise BrokerFailed(f"{tool} {' '.join(words)}: {done.stdout}{done.stderr}")
         return done.stdout
 
     def close(self) -> None:
