@@ -6,10 +6,10 @@ PYTHON_IN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format docs bench clean
+.PHONY: help install serve serve-rabbitmq test check format docs bench clean
 
 help:  ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 $(INSTALLED): pyproject.toml .ci/venv .ci/lib.sh
 	@.ci/venv $(VENV)
@@ -20,8 +20,12 @@ install: $(INSTALLED)  ## put the project and its tools into .venv (so .venv/bin
 serve: $(INSTALLED)  ## run the gateway at http://127.0.0.1:8000; ARGS="--port 9000" are its flags
 	@exec $(VENV)/bin/sluice serve $(ARGS)
 
+serve-rabbitmq: $(INSTALLED)  ## run two replicas on a broker, a private one or BACKBONE=amqp://…; ARGS as above
+	$(if $(BACKBONE),,@.ci/packages rabbitmq amqp)
+	@exec $(PYTHON_IN) -m deploy.trial $(if $(BACKBONE),--backbone '$(BACKBONE)') $(ARGS)
+
 test: $(INSTALLED)  ## run all tests; ARGS="-k cursor" narrows them down
-	@.ci/packages chromium nginx nchan cc rabbitmq
+	@.ci/packages chromium nginx nchan haproxy cc rabbitmq amqp
 	$(PYTHON_IN) -m pytest $(ARGS)
 
 check: $(INSTALLED)  ## formatting, lint, types

@@ -27,6 +27,7 @@ import pytest
 
 from tests.support.command import run_sluice
 from tests.support.server import GatewayProcess, clean_environment, free_port
+from tests.support.trial import Trial
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +46,7 @@ _HEARTBEATS = re.compile(r'^(?:< )?\{"control":"heartbeat"[^\n]*\n|(?<=\n\n)id: 
 _VARYING = re.compile(
     r"""
     (?P<cursor>(?<![\w-])[a-z2-7]{6}-\d+-[0-9a-f]{4}(?![\w-]))
-    | (?P<id>(?<="id":")[a-z2-7]{10}[0-9a-f]+(?="))
+    | (?P<id>(?<="id":")(?:[a-z2-7]{10}[0-9a-f]+|[a-z2-7]{6}-\d+)(?="))
     | (?P<connection>(?<="connection":")[0-9a-f]{6}-\d+(?="))
     | (?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)
     | (?P<retry>(?<=^retry:\ )\d+$)
@@ -222,17 +223,18 @@ def trimmed(lines: list[str]) -> list[str]:
 
 class Tour:
     """
-    The tour, walked step by step.
+    A tour, walked step by step.
 
     Args:
-        gateway: an empty one, for the one that the README has on port 8000.
+        places: what the README has at which address, with the address it has in this run.
         folder: where the commands are run.
     """
 
-    def __init__(self, gateway: GatewayProcess, folder: Path) -> None:
-        self._gateway = gateway
+    def __init__(self, places: dict[str, str], folder: Path) -> None:
+        self._places = places
+        self._url = f"http://{places['127.0.0.1:8000']}"
         self._names = Names()
-        environ = {**clean_environment(), "SLUICE_URL": gateway.url, "no_proxy": "127.0.0.1"}
+        environ = {**clean_environment(), "SLUICE_URL": self._url, "no_proxy": "127.0.0.1"}
         self._terminals = {name: Terminal(folder, environ) for name in "12"}
         self._running: dict[str, str] = {}  # terminal -> the command that goes on in it
 
@@ -251,7 +253,7 @@ class Tour:
     def _take(self, step: Step, *, goes_on: bool) -> None:
         terminal = self._terminals[step.terminal]
         if step.command is not None:
-            terminal.give(self._here(step.command))
+            terminal.give(self.here(step.command))
             self._running[step.terminal] = step.command
         if step.typed is not None:
             terminal.give(step.typed)
@@ -265,7 +267,7 @@ class Tour:
             terminal.interrupt()
 
     def _compare(self, step: Step, actual: list[str]) -> None:
-        shown = [self._here(line) for line in step.shown]
+        shown = [self.here(line) for line in step.shown]
         if len(actual) != len(shown):
             shown, actual = trimmed(shown), trimmed(actual)
         agree = len(shown) == len(actual) and all(map(self._names.agree, shown, actual))
@@ -274,15 +276,15 @@ class Tour:
         )
 
     def _await_poll(self) -> None:
-        """Wait until the gateway has a long poll waiting."""
+        """Wait until the gateway on port 8000 has a long poll waiting."""
         deadline = time.monotonic() + DEADLINE
-        while b'"poll-' not in self._gateway.get("/v1/connections")[1]:
+        while b'"poll-' not in get(f"{self._url}/v1/connections"):
             assert time.monotonic() < deadline, "the long poll did not begin"
             time.sleep(0.02)
 
-    def _here(self, text: str) -> str:
+    def here(self, text: str) -> str:
         """Return a command or an output of the README as it is in this run."""
-        here = text.replace("127.0.0.1:8000", f"{self._gateway.host}:{self._gateway.port}")
+        here = re.sub("|".join(map(re.escape, self._places)), lambda found: self._places[found[0]], text)
         return here.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
 
 
@@ -294,7 +296,27 @@ def test_the_tour_shows_what_the_readme_says(tmp_path: Path) -> None:
     walked = [step for block in blocks(section("Tour in 60 seconds"), "console") for step in steps(block)]
     assert sum(step.command is not None for step in walked) >= 15, "the tour was not found"
     with GatewayProcess(data="memory:") as gateway:
-        tour = Tour(gateway, tmp_path)
+        tour = Tour({"127.0.0.1:8000": f"{gateway.host}:{gateway.port}"}, tmp_path)
+        try:
+            tour.walk(walked)
+        finally:
+            tour.close()
+
+
+def test_the_tour_on_rabbitmq_shows_what_the_readme_says(tmp_path: Path) -> None:
+    """A plain AMQP client publishes, and all transports of both replicas have its events at equal cursors."""
+    text = section("On RabbitMQ")
+    walked = [step for block in blocks(text, "console") for step in steps(block)]
+    assert sum(step.command is not None for step in walked) >= 12, "the tour was not found"
+    (program,) = blocks(text, "python")
+    with Trial() as trial:
+        places = {
+            "127.0.0.1:8000": f"127.0.0.1:{trial.port}",
+            "127.0.0.1:8001": f"127.0.0.1:{trial.port + 1}",
+            "127.0.0.1:5673": f"127.0.0.1:{trial.amqp_port}",
+        }
+        tour = Tour(places, tmp_path)
+        (tmp_path / "publish.py").write_text(tour.here(program))
         try:
             tour.walk(walked)
         finally:

@@ -1,5 +1,6 @@
 """
-Private RabbitMQ nodes in child processes, for every test that needs a broker, and its crashes.
+Private RabbitMQ nodes in child processes, for every test that needs a broker, and its crashes; also for
+`deploy.trial` and the bench.
 
     with Broker() as broker:                  # one node, free ports, a temporary folder
         ... broker.url ...
@@ -98,6 +99,7 @@ class Broker:
 
     Args:
         config: lines added to its `rabbitmq.conf`.
+        port: where it listens; a free port if 0.
         name: the part of its node name before `@localhost`.
         mapper: the port mapper of its group; its own if None.
         niceness: how much it gives way to others.
@@ -107,12 +109,13 @@ class Broker:
         self,
         config: Sequence[str] = (),
         *,
+        port: int = 0,
         name: str = "rabbit",
         mapper: PortMapper | None = None,
         niceness: int = 10,
     ) -> None:
         self.node = f"{name}@localhost"
-        self.port = free_port()
+        self.port = port or free_port()
         self._distribution = free_port()
         self._config = list(config)
         self._niceness = niceness
