@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
 # The embedded gateway in one container; its log lies in the volume /data. Give it longer to stop than it drains.
+# Several on a broker: deploy/compose.yaml.
 #
 #     docker build -t sluicegate .
 #     docker run -p 127.0.0.1:8000:8000 -v sluicegate:/data --stop-timeout 20 sluicegate
@@ -23,7 +24,8 @@ ENV PATH="/opt/sluicegate/bin:$PATH"
 USER sluice
 VOLUME /data
 EXPOSE 8000
+# Not /readyz: a gateway whose broker is away still serves what it holds, and starting it again would cure nothing.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
 # --insecure: a container has to listen on all of its addresses; who reaches them is for `docker run -p` to say.
 CMD ["sluice", "serve", "--host", "0.0.0.0", "--insecure", "--data", "/data"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from tests.support.clients import Address, Closed, Ended, Refused, open_subscriber
-from tests.support.server import GatewayFailed, GatewayProcess
+from tests.support.server import GatewayFailed
 
 TRANSPORTS: Final = ("sse", "ndjson", "websocket", "longpoll")
 BATCH: Final = 50
@@ -68,7 +68,14 @@ class Follower:
         return True
 
 
-async def publish_all(gateways: Sequence[GatewayProcess], topic: str, numbers: range, pause: float) -> int:
+class Publisher(Protocol):
+    """Where events can be published: a replica, or what stands before it."""
+
+    async def apublish(self, *events: Mapping[str, Any]) -> dict[str, Any]:
+        """Publish in one request; raises GatewayFailed or OSError."""
+
+
+async def publish_all(gateways: Sequence[Publisher], topic: str, numbers: range, pause: float) -> int:
     """
     Publish each number once, in order, whatever happens; the same ids again where there was no answer.
 
