@@ -531,6 +531,11 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
         lambda s: not s.insecure and not _is_loopback(s.host),
         "{value} can be reached from other machines and nobody is asked who they are: only with --insecure",
     ),
+    (
+        "retention_events",
+        lambda s: s.retention_events != 0 and s.backbone != "",
+        "a stream on a broker is kept by age and by bytes only; leave it at 0",
+    ),
     ("backbone_ca", lambda s: s.backbone_ca != "" and not _is_encrypted(s), _ONLY_ENCRYPTED),
     (
         "backbone_certificate",

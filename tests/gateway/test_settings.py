@@ -205,6 +205,14 @@ def test_a_certificate_without_encryption_is_refused(name: str, backbone: str) -
     assert load({name: "ca.pem", "backbone": "amqps://broker"}, {}).backbone_ca in ("ca.pem", "")
 
 
+def test_a_stream_does_not_count_its_events() -> None:
+    """What a broker cannot do is refused, not ignored."""
+    sentence = refusal({"retention_events": "5", "backbone": "amqp://me:hush@broker"})
+    assert (
+        sentence == "--retention-events: a stream on a broker is kept by age and by bytes only; leave it at 0"
+    )
+
+
 def test_only_one_worker_is_possible() -> None:
     """More than one process is refused, not ignored."""
     assert "not built in yet" in refusal({"workers": "2"})
