@@ -188,7 +188,8 @@ class Writer:
     def expire(self) -> None:
         """Give up a connection on which events do not come back: their producers ask again."""
         if self._calls and self._calls[0].since < time.monotonic() - READ_BACK_SECONDS:
-            self._over(LinkError(f"an event did not come back in {READ_BACK_SECONDS:.0f} seconds"))
+            why = f": the broker takes none now, it is {self.blocked_by}" if self.blocked_by else ""
+            self._over(LinkError(f"an event did not come back in {READ_BACK_SECONDS:.0f} seconds{why}"))
 
     def fail(self, reason: str, retry_after: float) -> None:
         """Fail every call; what is not written yet is not written any more."""
