@@ -30,7 +30,7 @@ from gateway.amqp.link import (
     connect,
     said,
 )
-from gateway.amqp.properties import encode, encode_headers
+from gateway.amqp.properties import PropertiesError, encode, encode_headers
 from gateway.amqp.topology import DEAD_ARGUMENTS, Topology, check_version, refusal
 from gateway.stream_messages import JSON, Received
 from gateway.stream_reading import read_message
@@ -117,6 +117,16 @@ async def look(address: Address, topology: Topology) -> Found:
         bare=bare,
         dead=dead,
     )
+
+
+def told_time(message: Received) -> int | None:
+    """Return when a message says that it was made, in seconds; None if it does not, as marks do not."""
+    if message.time:
+        return message.time // 1000
+    with suppress(PropertiesError):
+        message.complete(message.delivery.header)
+        return message.timestamp
+    return None
 
 
 @dataclass(slots=True)

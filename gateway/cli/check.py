@@ -85,16 +85,16 @@ def _broker_found(settings: Settings) -> Iterator[str]:
 
 
 def _stream_found(wanted: Topology, found: Found) -> str:
+    from gateway.stream_check import told_time  # noqa: PLC0415  (nobody else pays for it)
+
     if not found.stream:
         return f"{wanted.stream!r} is not there yet; serving will make it."
     as_set = f"{wanted.stream!r} is there, as the settings have it, and "
     if found.oldest is None or found.newest is None:
         return f"{as_set}empty."
-    told = found.oldest.properties.timestamp
+    at = told_time(found.oldest)
     since = (
-        ""
-        if told is None
-        else f", the oldest from {dt.datetime.fromtimestamp(told, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+        "" if at is None else f", the oldest from {dt.datetime.fromtimestamp(at, dt.UTC):%Y-%m-%d %H:%M} UTC"
     )
     return f"{as_set}holds the positions {found.oldest.offset + 1} to {found.newest.offset + 1}{since}."
 
