@@ -41,9 +41,16 @@ class Address:
         Raises:
             AddressError: it is none.
         """
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError:  # its words may hold the password
+            raise AddressError(
+                "this is no URL; what is special in a name or password is written %XX"
+            ) from None
         if parts.scheme not in PORTS:
             raise AddressError("the address of a broker begins with amqp:// or amqps://")
+        if parts.netloc.count("@") > 1 or "@" in parts.path + parts.query + parts.fragment:
+            raise AddressError("one of @ / ? # in a name or password is written %40, %2F, %3F or %23")
         if parts.query or parts.fragment:
             raise AddressError("the address of a broker has nothing behind the virtual host")
         login, _, hosts = parts.netloc.rpartition("@")

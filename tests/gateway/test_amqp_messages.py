@@ -291,9 +291,16 @@ def test_an_address_is_read(text: str, hosts: list[tuple[str, int]], rest: tuple
         ("amqp://a,,b/", "names no host"),
         ("amqp://mq/a/b", "%2F"),
         ("amqp://mq/?heartbeat=5", "nothing behind"),
+        ("amqp://me:hu@sh@mq/", "written %40"),
+        ("amqp://me:hu/sh@mq/", "written %40"),
+        ("amqp://me:hu?sh@mq/", "written %40"),
+        ("amqp://me:hu#sh@mq/", "written %40"),
+        ("amqp://me:hush@mq\u2100/", "no URL"),
+        ("amqp://me:hush@[::1/", "no URL"),
     ],
 )
 def test_what_is_no_address_is_refused(text: str, sentence: str) -> None:
     """An address with a mistake is refused with a sentence."""
-    with pytest.raises(AddressError, match=sentence):
+    with pytest.raises(AddressError, match=sentence) as caught:
         Address.parse(text)
+    assert "hu" not in str(caught.value)
