@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fanout.catchup import CatchUp
 from fanout.hub import Hub
 from fanout.window import Window
-from gateway.consumers import SqliteConsumers
+from gateway.consumers import Consumers
 from gateway.dedup import Dedup
 from gateway.drain import Drain
 from gateway.feeder import Feeder
@@ -38,12 +38,14 @@ from gateway.problems import EXCEPTION_HANDLERS, Problem, method_not_allowed
 from gateway.publish import TOPIC_PATH, PublishEvents, PublishTopic
 from gateway.session import Services
 from gateway.settings import Settings
+from gateway.sqlite_consumers import SqliteConsumers
 from gateway.sqlite_log import SqliteLog
 from gateway.starts import Locator
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe, SubscribeLimits
 
 if TYPE_CHECKING:
+    from gateway.postgres.database import Database
     from gateway.stream_log import StreamLog
 
 DEMO: Final = next(  # beside the package in a checkout, inside it in a wheel
@@ -55,7 +57,7 @@ DEMO: Final = next(  # beside the package in a checkout, inside it in a wheel
     None,
 )
 OPEN_EARLY: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-"""What is answered while a start waits for the broker."""
+"""What is answered while a start waits for the broker or the store."""
 
 
 class Gateway:
@@ -82,7 +84,10 @@ class Gateway:
                 tail_bytes=settings.window_bytes,
             )
         )
-        self.consumers = SqliteConsumers(folder)
+        self.store: Database | None = None
+        self.consumers: Consumers = SqliteConsumers(folder)
+        if settings.store:
+            self.store, self.consumers = _store(settings)
         self.dedup = Dedup(settings.dedup_seconds, settings.dedup_events)
         self.intake = Intake(self.log, self.dedup, settings)
         window = Window(
@@ -107,7 +112,7 @@ class Gateway:
         Open the log, fill the window from its tail, and begin. Idempotent.
 
         Raises:
-            LogError: the log cannot be used.
+            LogError: the log or the store cannot be used.
         """
         if self._running is not None:
             return
@@ -120,8 +125,8 @@ class Gateway:
 
     @property
     def waits(self) -> bool:
-        """Whether a start is under way that waits for the broker."""
-        return self._starting.locked() and bool(self.settings.backbone)
+        """Whether a start is under way that waits for the broker or the store."""
+        return self._starting.locked() and bool(self.settings.backbone or self.settings.store)
 
     @property
     def running(self) -> bool:
@@ -134,10 +139,18 @@ class Gateway:
         if running is not None:
             self._stopping.set()
             await running
-            await self.log.close()
-            await self.consumers.close()
+            await self.close()
+
+    async def close(self) -> None:
+        """Close the log and what is kept beside it, also when the start was not finished. Idempotent."""
+        await self.log.close()
+        await self.consumers.close()
+        if self.store is not None:
+            await self.store.close()
 
     async def _open(self) -> None:
+        if self.store is not None:
+            await self.store.start()
         if isinstance(self.log, SqliteLog):
             await self._open_embedded(self.log)
         else:
@@ -178,6 +191,8 @@ class Gateway:
         if self.drain.draining:
             reasons.append("draining")
         if (trouble := self.log.trouble()) is not None:
+            reasons.append(trouble)
+        if self.store is not None and (trouble := self.store.trouble()) is not None:
             reasons.append(trouble)
         return reasons
 
@@ -284,6 +299,16 @@ def _stream_log(settings: Settings) -> StreamLog:
     from gateway.backbone import stream_log  # noqa: PLC0415  (nobody else pays for it)
 
     return stream_log(settings)
+
+
+def _store(settings: Settings) -> tuple[Database, Consumers]:
+    """Return the store in PostgreSQL, and the cursors in it; their modules are imported only now."""
+    from gateway.postgres.address import Address  # noqa: PLC0415  (nobody else pays for it)
+    from gateway.postgres.consumers import PART, PostgresConsumers  # noqa: PLC0415
+    from gateway.postgres.database import Database  # noqa: PLC0415
+
+    database = Database(Address.parse(settings.store), [PART])
+    return database, PostgresConsumers(database)
 
 
 class Started:

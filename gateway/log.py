@@ -13,7 +13,16 @@ Deliver = Callable[[list[Event]], None]
 
 
 class LogError(Exception):
-    """Root of what can go wrong with a log."""
+    """
+    Root of what can go wrong with a log, and with what is kept beside it.
+
+    Attributes:
+        told: what a client is told that can have no answer because of it.
+        retry_after: seconds after which it may ask again.
+    """
+
+    told = "the log cannot be read at the moment"
+    retry_after: float = 1
 
 
 class LogDamaged(LogError):
@@ -47,6 +56,12 @@ class LogUnavailable(LogError):
     def __init__(self, reason: str, retry_after: float) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+
+
+class StoreUnavailable(LogUnavailable):
+    """The cursors of durable subscriptions cannot be read or stored. Whoever noticed has logged why."""
+
+    told = "the places of durable subscriptions cannot be read or stored at the moment"
 
 
 @dataclass(frozen=True, slots=True)

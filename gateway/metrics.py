@@ -28,6 +28,7 @@ class Collector:
     def collect(self) -> Iterable[Metric]:
         """Return every metric with its value of now."""
         yield from self._log()
+        yield from self._store()
         yield from self._connections()
         yield from self._intake()
 
@@ -44,6 +45,16 @@ class Collector:
         yield GaugeMetricFamily("sluice_window_bytes", "Memory of the window.", window.bytes)
         yield GaugeMetricFamily("sluice_window_events", "Events in the window.", len(window))
         yield CounterMetricFamily("sluice_window_evicted", "Events that left the window.", window.evicted)
+
+    def _store(self) -> Iterator[Metric]:
+        store, counted = self._gateway.store, self._gateway.consumers.statistics()
+        trouble = store is not None and store.trouble() is not None
+        yield GaugeMetricFamily("sluice_store_trouble", "Whether the store cannot be used.", trouble)
+        yield CounterMetricFamily("sluice_store_commits", "Commits of consumers' cursors.", counted.commits)
+        yield CounterMetricFamily("sluice_store_failures", "Such commits that failed.", counted.failures)
+        yield GaugeMetricFamily(
+            "sluice_store_commit_seconds", "How long the last of them took.", counted.commit_seconds
+        )
 
     def _connections(self) -> Iterator[Metric]:
         hub, streams = self._gateway.hub, self._gateway.streams

@@ -20,6 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
+from gateway.log import LogError, StoreUnavailable
+
 logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
@@ -114,10 +116,11 @@ class Problem(Exception):
         await self.send(send)
 
 
-def unreadable(error: Exception) -> Problem:
-    """Return the answer when the log could not be read; why, is for the log and not for the client."""
-    logger.warning("log.read_failed: %s", error)
-    return Problem(503, "the log cannot be read at the moment", retry_after=1)
+def unreadable(error: LogError) -> Problem:
+    """Return the answer when the log could not be read; why, is for our own log and not for the client."""
+    if not isinstance(error, StoreUnavailable):
+        logger.warning("log.read_failed: %s", error)
+    return Problem(503, error.told, retry_after=error.retry_after)
 
 
 def method_not_allowed(*allowed: str) -> Problem:

@@ -24,7 +24,7 @@ times a commit: a publish then waits 20 ms when the loop is busy, as when a crow
 """
 
 START_PATIENCE: Final = 3.0
-"""Seconds for which a start waits for the broker before the server opens without it, to say so."""
+"""Seconds for which a start waits for broker and store before the server opens without them, to say so."""
 
 
 def serve(settings: Settings) -> int:
@@ -43,7 +43,7 @@ async def _serve(settings: Settings) -> int:
     except OSError as error:
         return _cannot(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
     starting = asyncio.create_task(gateway.start())
-    await asyncio.wait((starting,), timeout=START_PATIENCE if settings.backbone else None)
+    await asyncio.wait((starting,), timeout=START_PATIENCE if settings.backbone or settings.store else None)
     if starting.done():
         try:
             starting.result()
@@ -66,7 +66,7 @@ async def _serve(settings: Settings) -> int:
         if not starting.done():
             starting.cancel()
             await asyncio.wait((starting,))
-            await gateway.log.close()
+            await gateway.close()
         await gateway.stop()
     failed = not starting.cancelled() and starting.exception() is not None
     return _cannot(str(starting.exception())) if failed else 0

@@ -179,8 +179,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     store: Annotated[
         str,
         _text(
-            "Address of the PostgreSQL store; empty is SQLite.",
-            "Everything embedded. PostgreSQL is not built in yet.",
+            "Address of the PostgreSQL store, `postgresql://user:password@host:port/database?sslmode=…`; "
+            "empty is SQLite.",
+            "Everything embedded.",
         ),
     ] = ""
     workers: Annotated[
@@ -405,7 +406,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if refused(self):
                 raise SettingsError(name, why.format(value=getattr(self, name)))
         if self.backbone:
-            _check_address(self.backbone)
+            _check_backbone(self.backbone)
+        if self.store:
+            _check_store(self.store)
 
     @property
     def data_folder(self) -> Path | None:
@@ -509,7 +512,7 @@ def _is_encrypted(settings: Settings) -> bool:
     return settings.backbone.startswith("amqps://")
 
 
-def _check_address(text: str) -> None:
+def _check_backbone(text: str) -> None:
     """Refuse an address of a broker that is none, without repeating it: it may hold a password."""
     from gateway.amqp.address import Address, AddressError  # noqa: PLC0415  (nobody else pays for it)
 
@@ -519,8 +522,15 @@ def _check_address(text: str) -> None:
         raise SettingsError("backbone", str(error)) from None
 
 
-# Without the value: it may hold a password.
-_NOT_BUILT_IN = "this needs the {} support, which is not built in yet; leave it empty and all is embedded"
+def _check_store(text: str) -> None:
+    """Refuse an address of a store that is none, without repeating it: it may hold a password."""
+    from gateway.postgres.address import Address, AddressError  # noqa: PLC0415  (nobody else pays for it)
+
+    try:
+        Address.parse(text)
+    except AddressError as error:
+        raise SettingsError("store", str(error)) from None
+
 
 _ONLY_ENCRYPTED = "it says what to do with amqps://, but the backbone is none or not encrypted"
 
@@ -548,7 +558,6 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
         lambda s: not re.fullmatch(r"([^,:]+(:[^,]*)?)(,[^,:]+(:[^,]*)?)*", s.exchanges),
         "{value!r} is no list of exchanges like events:#,orders:order.*",
     ),
-    ("store", lambda s: s.store != "", _NOT_BUILT_IN.format("PostgreSQL")),
     (
         "workers",
         lambda s: s.workers != 1,

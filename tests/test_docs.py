@@ -20,7 +20,7 @@ from fanout import closing, cursor, topics
 from fanout.connection import TRANSITIONS
 from gateway import detached, metrics, mint, session, subscription
 from gateway.app import Gateway
-from gateway.consumers import SqliteConsumers
+from gateway.consumers import MAX_CONSUMERS
 from gateway.settings import FIELDS, Settings
 from tests.support.server import GatewayProcess, free_port
 
@@ -154,7 +154,7 @@ def test_limits_are_as_documented() -> None:
         "operations of a WebSocket that wait": session.MAX_PENDING,
         "bytes that may follow the request of an HTTP stream": detached.MAX_UNSOLICITED,
         "query parameters": subscription.MAX_PARAMETERS,
-        "durable subscriptions": SqliteConsumers(None)._max,
+        "durable subscriptions": MAX_CONSUMERS,
     }
     text = section(page("docs/protocol.md"), "Limits")
     for line in text[text.index("\n|") + 1 :].strip().splitlines()[2:]:

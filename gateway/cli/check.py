@@ -30,10 +30,10 @@ LOG_FILE = "log.db"
 @settings_flags
 def check(settings: Settings) -> int:
     """
-    Try the settings, the data folder, and the log or the broker, and say what was found.
+    Try the settings, the data folder, the log or the broker, and the store, and say what was found.
 
     Nothing is changed or made. Exit code 0: `sluice serve` with the same flags would start; 1: the data
-    folder, the log or the broker cannot be used; 2: a setting is wrong.
+    folder, the log, the broker or the store cannot be used; 2: a setting is wrong.
     """
     click.echo("Settings: every one of them is good.")
     folder = settings.data_folder
@@ -46,6 +46,8 @@ def check(settings: Settings) -> int:
             click.echo(line)
     elif folder is not None:
         click.echo(f"Log: {asyncio.run(_log_found(folder))}")
+    if settings.store:
+        click.echo(f"Store: {asyncio.run(_store_found(settings.store))}")
     return 0
 
 
@@ -168,3 +170,20 @@ async def _log_found(folder: Path) -> str:
         return f"it opens, and holds {log.head + 1 - log.first} of {log.head} events."
     finally:
         await log.close()
+
+
+async def _store_found(text: str) -> str:
+    """
+    Return what is to be said about a PostgreSQL store that can be used.
+
+    Raises:
+        Unusable: it cannot, or not now.
+    """
+    from gateway.postgres.address import Address  # noqa: PLC0415  (nobody else pays for it)
+    from gateway.postgres.consumers import PART  # noqa: PLC0415
+    from gateway.postgres.inspection import inspect  # noqa: PLC0415
+
+    try:
+        return await inspect(Address.parse(text), [PART])
+    except LogDamaged as error:
+        raise Unusable(str(error)) from None

@@ -76,8 +76,8 @@ def test_the_version_is_the_distributions() -> None:
         (["--port", "70000"], "--port: '70000' is not a whole number from 0 to 65535"),
         (["--host", "0.0.0.0"], "--host: 0.0.0.0 can be reached from other machines"),
         (
-            ["--store", "postgresql://db"],
-            "--store: this needs the PostgreSQL support, which is not built in yet",
+            ["--store", "mysql://me:hush@db"],
+            "--store: the address of a store begins with postgresql:// or postgres://",
         ),
         (["--config", "/missing.toml"], "/missing.toml: the file cannot be read: No such file or directory"),
     ],

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.consumers import ConsumersFull, SqliteConsumers
-from gateway.log import LogDamaged, LogUnavailable
+from gateway.consumers import MAX_NAME, ConsumersFull
+from gateway.log import LogDamaged, StoreUnavailable
+from gateway.sqlite_consumers import SqliteConsumers
 from gateway.sqlite_log import LogInUse
 from tests.support.log_events import events
 from tests.support.log_events import opened as opened_log
@@ -84,15 +85,24 @@ async def test_unprintable_name(name: str) -> None:
         await good
 
 
+async def test_long_name() -> None:
+    """A name that is too long for an index is refused; the longest is kept."""
+    async with opened(None) as consumers:
+        with pytest.raises(ValueError, match="more than 512 characters"):
+            consumers.remember("n" * (MAX_NAME + 1), "1")
+        await consumers.remember("n" * MAX_NAME, "1")
+        assert await consumers.recall("n" * MAX_NAME) == "1"
+
+
 async def test_closed(tmp_path: Path) -> None:
     """A closed store takes and gives nothing; what it had taken is stored first."""
     async with opened(tmp_path) as consumers:
         waiting = consumers.remember("a", "1")
         await asyncio.gather(consumers.close(), consumers.close())
         assert waiting.done()
-        with pytest.raises(LogUnavailable, match="the store is closed"):
+        with pytest.raises(StoreUnavailable, match="the store is closed"):
             await consumers.remember("a", "2")
-        with pytest.raises(LogUnavailable, match="the store is closed"):
+        with pytest.raises(StoreUnavailable, match="the store is closed"):
             await consumers.recall("a")
     async with opened(tmp_path) as consumers:
         assert await consumers.recall("a") == "1"
@@ -107,7 +117,7 @@ async def test_failed_commit(tmp_path: Path) -> None:
         outcomes = await asyncio.gather(
             *[consumers.remember(name, "1") for name in "aab"], return_exceptions=True
         )
-        assert [type(outcome) for outcome in outcomes] == [LogUnavailable] * 3
+        assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
         assert await consumers.recall("a") is None
         connection.execute("PRAGMA query_only=OFF")
         await consumers.remember("a", "2")

@@ -182,19 +182,6 @@ def test_loopback_needs_no_permission(host: str) -> None:
     assert load({"host": host}, {}).host == host
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "support"),
-    [("store", "postgresql://me:hush@db", "PostgreSQL")],
-)
-def test_what_is_not_built_in_yet_is_refused_without_telling_passwords(
-    name: str, value: str, support: str
-) -> None:
-    """A broker or a database store is answered clearly, and its password is not repeated."""
-    sentence = refusal({name: value})
-    assert sentence.startswith(f"--{name}: this needs the {support} support, which is not built in yet")
-    assert "hush" not in sentence
-
-
 @pytest.mark.parametrize("name", ["backbone_ca", "backbone_certificate"])
 @pytest.mark.parametrize("backbone", ["", "amqp://me:hush@broker"])
 def test_a_certificate_without_encryption_is_refused(name: str, backbone: str) -> None:

@@ -39,7 +39,7 @@ def run_script(name: str, *arguments: str, path: str | None = None) -> subproces
 
 def test_nothing_is_said_when_nothing_is_missing() -> None:
     """On a machine that has all that the tests need, making sure of it is silent."""
-    done = run_script("packages", "chromium", "nginx", "nchan", "cc")
+    done = run_script("packages", "chromium", "nginx", "nchan", "cc", "rabbitmq", "postgres")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -56,7 +56,7 @@ def test_an_unknown_tool_is_refused() -> None:
     done = run_script("packages", "chrome")
     assert (done.returncode, done.stderr) == (
         1,
-        "packages: chrome is none of chromium, nginx, nchan, haproxy, cc, rabbitmq, amqp.\n",
+        "packages: chrome is none of chromium, nginx, nchan, haproxy, cc, rabbitmq, amqp, postgres.\n",
     )
 
 
