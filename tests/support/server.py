@@ -138,6 +138,10 @@ class GatewayProcess:
             GatewayFailed: it ended, or was not ready before the deadline.
         """
         self.launch()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until a child that was launched is ready; see `start`."""
         deadline = time.monotonic() + START_DEADLINE
         while not self._is_ready():
             child = self._running()
