@@ -56,7 +56,7 @@ async def _serve(settings: Settings) -> int:
     gc.freeze()  # what is here now stays: the collector need not look at it again
     gc.set_threshold(10_000, 10, 20)  # connections are long-lived objects by the thousand, not garbage
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-    sys.stderr.write(f"sluice: serving on http://{shown}:{address[1]}, data in {settings.data}\n")
+    sys.stderr.write(f"sluice: serving on http://{shown}:{address[1]}, data in {settings.where_data_is}\n")
     server = Server(_server_config(gateway, doorkeeper), gateway.drain)
     starting.add_done_callback(lambda done: _started(done, server))
     try:

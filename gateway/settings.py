@@ -415,6 +415,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The folder of the log, or None if nothing is kept."""
         return None if self.data == MEMORY else Path(self.data).expanduser()
 
+    @property
+    def where_data_is(self) -> str:
+        """What is kept where, in a few words; with a broker and a store the data folder is not used."""
+        return "the broker and the store" if self.backbone and self.store else self.data
+
 
 @dataclass(frozen=True, slots=True)
 class Field:

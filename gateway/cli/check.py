@@ -37,7 +37,9 @@ def check(settings: Settings) -> int:
     """
     click.echo("Settings: every one of them is good.")
     folder = settings.data_folder
-    if folder is None:
+    if settings.backbone and settings.store:
+        click.echo("Data: on the broker and in the store; no folder is used.")
+    elif folder is None:
         click.echo("Data: kept in memory only, and gone when the gateway ends.")
     else:
         click.echo(f"Data folder: {_folder_found(folder)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,12 @@ def test_a_certificate_is_a_file(tmp_path: Path) -> None:
     file = tmp_path / "root.crt"
     file.write_text("")
     assert load({"store": f"postgresql://db/app?sslmode=verify-ca&sslrootcert={file}"}, {}).store
+
+
+def test_a_gateway_on_its_own_pays_for_no_driver() -> None:
+    """Without a store the driver is not even imported."""
+    code = (
+        "import sys; from gateway.app import Gateway; from gateway.settings import Settings; "
+        "Gateway(Settings(data='memory:')); sys.exit('asyncpg' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

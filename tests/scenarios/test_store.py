@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -35,8 +36,8 @@ EVENTS: Final = 2_000
 VISIT: Final = 20
 """Events that a consumer reads on one replica before it goes on to the next."""
 
-PATIENCE: Final = 1.0
-"""Seconds within which publishing is answered whatever the store does; an idle machine needs a hundredth."""
+PATIENCE: Final = 3.0
+"""Seconds for an answer that waits for no store, on a busy machine; who waits for a frozen one needs five."""
 
 Trouble = Callable[[], Awaitable[None]]
 _numbers = count(1)
@@ -179,6 +180,7 @@ async def test_a_consumer_goes_on_where_it_was_on_another_replica(replicas: list
         assert each.refusals == 0
         assert each.read == list(range(EVENTS))
     assert all(_metric(each, "sluice_store_commits_total") > 10 for each in replicas)
+    assert not any(map(os.path.exists, [each.data for each in replicas])), "a folder was made for nothing"
 
 
 async def test_a_killed_database_stops_no_event(replicas: list[GatewayProcess], server: Postgres) -> None:
@@ -186,10 +188,12 @@ async def test_a_killed_database_stops_no_event(replicas: list[GatewayProcess], 
 
     async def trouble() -> None:
         await asyncio.to_thread(server.kill)
-        await _all_say(replicas, "cannot be reached: Connection refused")
-        await _check_refusals(replicas)
-        await _check_publishing(replicas)
-        await asyncio.to_thread(server.start)
+        try:
+            await _all_say(replicas, "cannot be reached: Connection refused")
+            await _check_refusals(replicas)
+            await _check_publishing(replicas)
+        finally:
+            await asyncio.to_thread(server.start)
         await _all_ready(replicas)
 
     travellers = await _story(replicas, trouble)
@@ -221,7 +225,7 @@ async def test_a_frozen_database_stops_no_event(replicas: list[GatewayProcess], 
 
 
 async def test_a_killed_replica_leaves_the_place_to_the_other(replicas: list[GatewayProcess]) -> None:
-    """A replica is killed while consumers acknowledge through it: they go on at the other, with nothing lost."""
+    """A replica is killed while consumers acknowledge through it: they go on at the other, none lost."""
 
     async def trouble() -> None:
         replicas[0].kill()
