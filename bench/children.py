@@ -207,7 +207,7 @@ class Load(Talking):
 
     def yield_to_others(self) -> None:
         """Give way to the other load clients on the core."""
-        os.setpriority(os.PRIO_PROCESS, self.pid, 15)
+        os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + 15)
 
     def command(self, name: str, *, timeout: float = 30, **arguments: Any) -> Report:
         """Have one command of bench/load.c done and return its report."""
