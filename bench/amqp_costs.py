@@ -16,7 +16,7 @@ from functools import partial
 from statistics import median
 from typing import Any, Protocol
 
-from bench.broker import Node, Peer, poll
+from bench.broker import Node, Peer, head
 from bench.children import Load, Served
 from bench.lab import Lab
 from bench.machine import wait_until
@@ -54,7 +54,7 @@ class Gateway:
         self._server = server
 
     def ingested(self) -> int:
-        return poll(self._server).position
+        return head(self._server)
 
 
 @dataclass(frozen=True, slots=True)

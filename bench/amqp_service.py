@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from bench.broker import Node, Peer, poll
-from bench.children import Load, Report
+from bench.broker import Node, Peer, first
+from bench.children import Load, Report, Served
 from bench.lab import Lab
 from bench.machine import forget_peak_rss, peak_rss_bytes
 from bench.rows import (
@@ -126,7 +126,7 @@ def flat(lab: Lab, row: str) -> list[Result]:
 
 # ---- replay ----
 
-STORED = 1_000_000
+STORED, FILL = 1_000_000, 5_000
 RETURNING = 200
 PLACES = 10  # where they come back: at the beginning, a tenth later, …
 LIVE = 100
@@ -146,20 +146,19 @@ def replay(lab: Lab, row: str) -> list[Result]:
     live.publish(rate=50, k=PUBLISHERS, fan=LIVE, topic="live")
     live.measure(lab.warm_up)
     normal = live.measure(3 * lab.length)
-    first = poll(server, "earliest")
     returning.yield_to_others()
+    places = list(find_places(server, stored))
     forget_peak_rss(server.pid)
     before = peak_rss_bytes(server.pid)
     live.measure(0)
     began, cpu = time.monotonic(), server.cpu_seconds()
-    groups = come_back(returning, first, stored)
-    for group in groups:
+    for group in [come_back(returning, *place, stored) for place in places]:
         returning.command("caught", group=group, timeout=REPLAY_SECONDS).sound("coming back")
     took, cpu = time.monotonic() - began, server.cpu_seconds() - cpu
     meanwhile = live.command("report").sound("the live clients")
     live.halt()
     growth = (peak_rss_bytes(server.pid) - before) / 1e6
-    deliveries = sum(RETURNING // PLACES * (stored - stored * place // PLACES) for place in range(PLACES))
+    deliveries = RETURNING // PLACES * sum(stored - before for _, before in places)
     figure, base = p99_ms(meanwhile), p99_ms(normal)
     what = f"{RETURNING} clients come back at {PLACES} places of {stored:,} events: all caught up after"
     note = (
@@ -187,28 +186,24 @@ def replay(lab: Lab, row: str) -> list[Result]:
 
 
 def fill(lab: Lab, node: Node, flags: Sequence[str], stored: int) -> None:
-    """Fill the stream while no replica runs, so that no mark stands between the events."""
+    """Fill the stream while no replica runs: the one that declares it ends at once."""
     server = lab.gateway(*flags)
     load = lab.load(server)
     server.stop()
-    load.publish(amqp=node.port, array=1000, k=8, lead=8000, count=stored // 1000)
+    # One connection, for the numbers must be in the order of the stream.
+    load.publish(amqp=node.port, array=FILL, lead=FILL, count=stored // FILL, serial=True)
     load.halt(finish=True, timeout=REPLAY_SECONDS)
 
 
-def come_back(load: Load, first: Cursor, stored: int) -> list[int]:
-    """Open the clients that come back; returns their groups."""
-    groups = []
+def find_places(server: Served, stored: int) -> Iterator[tuple[Cursor, int]]:
+    """Return where clients come back: cursors, and how many events are before each."""
+    begin, _ = first(server, "earliest")
     for place in range(PLACES):
-        after = first.position - 1 + stored * place // PLACES
-        query = f"cursor={Cursor(first.epoch, after, 0)}" if place else "cursor=earliest"
-        report = load.open(
-            RETURNING // PLACES,
-            wire="ws",
-            dense=True,
-            query=query,
-            after=after,
-            goal=first.position + stored - 1,
-            lead=False,
-        )
-        groups.append(report.group)
-    return groups
+        cursor = Cursor(begin.epoch, begin.position - 1 + stored * place // PLACES, 0)
+        yield cursor, first(server, str(cursor))[1] - 1
+
+
+def come_back(load: Load, cursor: Cursor, before: int, stored: int) -> int:
+    """Open the clients that come back to one place; returns their group."""
+    n, query = RETURNING // PLACES, f"cursor={cursor}"
+    return load.open(n, wire="ws", serial=True, query=query, after=before, goal=stored, lead=False).group

@@ -7,6 +7,7 @@ import signal
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,13 +21,22 @@ PEER_SECONDS = 60
 """How long a program may take to get ready, and for what it is told."""
 
 
-def poll(gateway: Served, cursor: str = "latest") -> Cursor:
-    """Return the cursor of the first event of `bench` at a place, or where the log ends if there is none."""
+def head(gateway: Served) -> int:
+    """Return the position at which a gateway's log ends."""
+    return Cursor.parse(poll(gateway, "latest")["cursor"]).position
+
+
+def first(gateway: Served, cursor: str) -> tuple[Cursor, int]:
+    """Return cursor and number of the first event behind a place; its data are from a `serial` publisher."""
+    (event,) = poll(gateway, cursor)["events"]
+    return Cursor.parse(event["cursor"]), int(event["data"][1:20])
+
+
+def poll(gateway: Served, cursor: str) -> Any:
+    """Poll for one event of the topic `bench`."""
     url = f"http://127.0.0.1:{gateway.port}/v1/events?topic=bench&limit=1&cursor={cursor}"
     with urllib.request.urlopen(url, timeout=30) as answer:
-        found = json.load(answer)
-    events = found["events"]
-    return Cursor.parse(events[0]["cursor"] if events else found["cursor"])
+        return json.load(answer)
 
 
 class Node:

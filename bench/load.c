@@ -6,18 +6,20 @@
  * It reads one command a line from standard input (`name key=value key=value`) and answers each with one line of
  * JSON. Commands:
  *
- *     open n= wire=ws|sse|ndjson topic= [query=] [topics=T each=E] [stall=1] [dense=1] [lead=0] [goal=P] [after=P]
- *              [flight=256]
+ *     open n= wire=ws|sse|ndjson topic= [query=] [topics=T each=E] [stall=1] [dense=1] [serial=1] [lead=0] [goal=P]
+ *              [after=P] [flight=256]
  *              open n connections, at most `flight` handshakes at a time; answers when each got its first message.
  *              With topics=T, connection i subscribes to E of the T topics `t.000000`...; each topic gets n*E/T
  *              subscribers. A stalled connection never reads again. A dense one expects every position of the log,
- *              from the first it gets on, or from the one after `after`.
+ *              from the first it gets on, or from the one after `after`. A serial one expects the numbers of serial=1
+ *              below, and takes `goal` and `after` as such.
  *     publish  [rate=R | rate=0 for flat out] array=A k=K lead=L fan=F data=D [count=N] [topic= | topics=T] [to=PORT]
- *              [amqp=PORT exchange=E]
+ *              [amqp=PORT exchange=E] [serial=1]
  *              start publishing over K kept-alive connections, A events a request. Flat out means: the next request
  *              follows the 202, but at most L events are ahead of the slowest of their F deliveries (F=0: no lead).
  *              With to=, another replica is published to. With amqp=, a request is A plain messages to an exchange of
- *              the broker there, and its answer the confirms of all of them.
+ *              the broker there, and its answer the confirms of all of them. With serial=1 events carry their number instead
+ *              of the time.
  *              With spin=1 the client never sleeps meanwhile: waking it would be work for the server's core, which
  *              no client on the other side of a network causes.
  *     measure  seconds=   forget the counters, go on for so long, answer with what happened meanwhile
@@ -45,7 +47,7 @@
 
 #define MAX_GROUPS 16
 #define MAX_PUBLISHERS 64
-#define MAX_ARRAY 1000
+#define MAX_ARRAY 5000
 #define ROOM (1 << 18)  /* bytes taken by one recv; an event longer than this is refused */
 #define READY 512       /* connections served per turn of the loop */
 #define STALLED_RECEIVE_BUFFER 65536
@@ -72,7 +74,7 @@ struct group {
     enum wire wire;
     int index, size, opened, started, failed, lost, caught;
     int flight, each, topics, data;
-    bool stall, dense, leads, used;
+    bool stall, dense, serial, leads, used;
     int64_t goal, after, began, caught_at;
     uint64_t deliveries, bytes, reads, missing, disorder, unparsed, gaps, controls;
     char query[2048];
@@ -87,7 +89,7 @@ struct subscriber {
     enum state state;
     uint32_t carried;  /* bytes of an incomplete unit kept from the last read */
     char *carry;
-    int64_t position;
+    int64_t position, serial;
 };
 
 struct publisher {
@@ -104,7 +106,7 @@ struct publisher {
 };
 
 struct publishing {
-    bool active, spin, amqp;
+    bool active, spin, amqp, serial;
     int port;
     double interval;     /* ns between requests; 0 is flat out */
     int64_t due;
@@ -247,14 +249,29 @@ static int64_t position_of(const char *payload) {
     return *at == '-' ? value : -1;
 }
 
+/* A member went on from one place to another, perhaps past the goal. */
+static void approach(struct group *g, int64_t from, int64_t to) {
+    if (g->goal != 0 && to >= g->goal && from < g->goal && ++g->caught == g->size)
+        g->caught_at = now_ns();
+}
+
 static void follow(struct subscriber *s, struct group *g, int64_t position) {
     if (position <= s->position)
         g->disorder++;
     else if (g->dense && s->position != 0 && position != s->position + 1)
         g->missing += (uint64_t)(position - s->position - 1);
-    if (g->goal != 0 && position >= g->goal && s->position < g->goal && ++g->caught == g->size)
-        g->caught_at = now_ns();
+    if (!g->serial)
+        approach(g, s->position, position);
     s->position = position;
+}
+
+static void follow_serial(struct subscriber *s, struct group *g, int64_t serial) {
+    if (serial <= s->serial)
+        g->disorder++;
+    else
+        g->missing += (uint64_t)(serial - s->serial - 1);
+    approach(g, s->serial, serial);
+    s->serial = serial;
 }
 
 /* One event: `{"cursor":"...",...,"data":"T<19 digits>xxx"}`; its data, of known length, is its last member. */
@@ -272,7 +289,10 @@ static void event(struct subscriber *s, const char *payload, size_t length, int6
     int64_t stamp = 0;
     for (const char *at = data + 2; *at >= '0' && *at <= '9'; at++)
         stamp = stamp * 10 + (*at - '0');
-    record(g->latency, now - stamp);
+    if (g->serial)
+        follow_serial(s, g, stamp);
+    else
+        record(g->latency, now - stamp);
 }
 
 /* A control message of WebSocket or NDJSON, or a heartbeat. */
@@ -473,7 +493,8 @@ static void open_more(struct group *g) {
         struct subscriber *s = &g->members[g->started++];
         s->source = (struct source){SUBSCRIBER, connect_socket(port, g->stall)};
         s->group = g;
-        s->position = g->after;
+        s->position = g->serial ? 0 : g->after;
+        s->serial = g->after;
         if (s->source.fd < 0) {
             g->failed++;
             s->state = GONE;
@@ -598,6 +619,8 @@ static void stamp(char *request, int64_t at) {
     for (int i = 0; i < pub.array; i++) {
         char *item = request + pub.first + (size_t)i * pub.stride;
         memcpy(item + pub.stamp_at, digits, 19);
+        if (pub.serial)
+            write_digits(item + pub.stamp_at, 19, pub.sent + (uint64_t)i + 1);
         if (pub.topics > 0) {
             pub.seed = pub.seed * 1664525 + 1013904223;
             write_digits(item + pub.topic_at, 6, (uint64_t)pub.seed * (uint64_t)pub.topics >> 32);
@@ -856,6 +879,7 @@ static void run_open(void) {
     *g = (struct group){.used = true, .index = (int)(g - groups), .size = integer("n", 1), .began = now_ns()};
     g->wire = strcmp(wire, "ws") == 0 ? WS : strcmp(wire, "sse") == 0 ? SSE : NDJSON;
     g->stall = integer("stall", 0), g->dense = integer("dense", 0), g->leads = integer("lead", !g->stall);
+    g->serial = integer("serial", 0);
     g->flight = integer("flight", 256);
     g->goal = (int64_t)number("goal", 0), g->after = (int64_t)number("after", 0);
     g->data = integer("data", 128);
@@ -876,6 +900,7 @@ static void run_publish(void) {
     pub.amqp = integer("amqp", 0) != 0, pub.port = pub.amqp ? integer("amqp", 0) : integer("to", port);
     pub.array = integer("array", 1), pub.k = integer("k", 1), pub.lead = integer("lead", 2);
     pub.fan = integer("fan", 0), pub.topics = integer("topics", 0), pub.spin = integer("spin", 0);
+    pub.serial = integer("serial", 0);
     double rate = number("rate", 0), requests = number("count", -1);
     pub.count = (long)requests;
     pub.interval = rate > 0 ? (double)SECOND / rate : 0;
