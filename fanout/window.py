@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from heapq import merge
-from itertools import islice
 from operator import attrgetter
 from typing import Final
 
@@ -78,7 +77,8 @@ class Run:
         """Iterate over the events behind `position`. The run must not change meanwhile."""
         events: list[Event] = self._events  # type: ignore[assignment]  # only what was dropped is None
         at = bisect_right(events, position, lo=self._dropped, key=_position)
-        return islice(events, at, None)
+        # Not `islice`, which would walk over all that is before.
+        return map(events.__getitem__, range(at, len(events)))
 
     def before(self, position: int) -> Iterator[Event]:
         """Iterate backwards over the events up to and including `position`."""
