@@ -6,10 +6,10 @@ Parts that the window holds are written in slices of a few milliseconds between 
 parts are read from the log by one task, a block at a time, and every connection that stands inside a block is
 fed from it: a thousand clients that come back together cost one scan, not a thousand.
 
-Those who come back at different places share it too. Every other block is read for whoever is furthest
+Those who come back at different places share it too. Three blocks of four are read for whoever is furthest
 behind: moving up from there takes along all others, where fair turns would read the rest of the log for each
-place by itself. The blocks between are read for whoever is nearest to the window, so that a client that lacks
-little does not wait for one that lacks everything.
+place by itself. The fourth is for whoever is nearest to the window, so that a client that lacks little does
+not wait for one that lacks everything.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ SLICE_SECONDS: Final = 0.001
 
 BLOCK_BYTES: Final = 256 * 1024
 """How much of the log is read at a time."""
+
+NEAREST: Final = 4
+"""Of so many blocks one is read for whoever is nearest to the window."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class Feeder:
         self._scheduled = False
         self._waiting: dict[Connection, None] = {}  # for a part of the log that the window does not have
         self._wanted = asyncio.Event()
-        self._furthest = False  # the block that was read last was for whoever is furthest behind
+        self._turn = 0
         self._restarts = 0
 
     def wake(self, connection: Connection) -> None:
@@ -101,9 +104,9 @@ class Feeder:
             self._wanted.clear()
 
     def _choose(self) -> Connection:
-        """Return whom to read for: in turns who is furthest behind, and who is nearest to the window."""
-        self._furthest = not self._furthest
-        return (min if self._furthest else max)(self._waiting, key=_position)
+        """Return whom to read for: mostly who is furthest behind, at times who is nearest to the window."""
+        self._turn = (self._turn + 1) % NEAREST
+        return (min if self._turn else max)(self._waiting, key=_position)
 
     async def _feed_from_log(self, chosen: Connection) -> None:
         """Read the block behind a connection's position, and feed it to everyone who stands inside it."""

@@ -233,12 +233,12 @@ def is_live(client: Client) -> bool:
 
 
 async def test_clients_at_many_places_share_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that come back at ten places have the log read about twice, not once for each place."""
+    """Clients that come back at ten places have the log read little more than once, not for each place."""
     monkeypatch.setattr(feeder, "BLOCK_BYTES", 5000)
     world, log = stored_world(2000)
     clients = [come_back(world, place * 200) for place in range(10)]
     await until(lambda: all(is_live(client) for client in clients))
-    assert 1999 <= log.read_events < 2 * 2000  # in fair turns it would be 11,000
+    assert 1999 <= log.read_events < 1.5 * 2000  # in fair turns it would be 11,000
     for client in clients:
         world.take(client, 1 << 30)
     assert [len(client.seen) for client in clients] == [1 + 2000 - place * 200 for place in range(10)]
@@ -253,7 +253,7 @@ async def test_who_lacks_little_does_not_wait(monkeypatch: pytest.MonkeyPatch) -
     everything, little = come_back(world, 0), come_back(world, 1900)
     await until(lambda: is_live(little))
     assert everything.link is not None
-    assert world.hub.position(everything.link.connection) < 300
+    assert world.hub.position(everything.link.connection) < 600
     assert world.runs is not None
     world.runs.cancel()
 
