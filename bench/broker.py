@@ -33,10 +33,18 @@ def first(gateway: Served, cursor: str) -> tuple[Cursor, int]:
 
 
 def poll(gateway: Served, cursor: str) -> Any:
-    """Poll for one event of the topic `bench`."""
+    """
+    Poll for one event of the topic `bench`.
+
+    Raises:
+        BenchError: the gateway does not answer, or not with events.
+    """
     url = f"http://127.0.0.1:{gateway.port}/v1/events?topic=bench&limit=1&cursor={cursor}"
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return json.load(answer)
+    except OSError as error:
+        raise BenchError(f"the gateway does not answer a poll: {error}") from None
 
 
 class Node:
