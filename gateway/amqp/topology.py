@@ -44,6 +44,8 @@ DEAD_ARGUMENTS: Final[dict[str, Any]] = {
     "x-queue-type": "quorum",
     "x-max-length": DEAD_EVENTS,
     "x-max-length-bytes": DEAD_BYTES,
+    # Since 4.0 a message that was looked at and put back 20 times is dropped, unless told otherwise.
+    "x-delivery-limit": 1_000_000,
 }
 
 PRECONDITION_FAILED: Final = 406
