@@ -233,16 +233,3 @@ def _same_socket(transport: asyncio.BaseTransport) -> socket.socket:
 def _unacknowledged(fd: int) -> int:
     """Return the bytes in the kernel's send queue that the peer has not acknowledged (SIOCOUTQ, tcp(7))."""
     return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"), "little")
-
-
-def tune(listener: socket.socket, notsent_lowat: int, dead_peer_ms: int) -> None:
-    """
-    Keep the kernel's part of the buffers small, and let it notice peers that are gone; accepted sockets
-    inherit both.
-
-    TCP_NOTSENT_LOWAT: without it a stalled peer takes megabytes of kernel memory before anyone notices.
-    TCP_USER_TIMEOUT (RFC 5482): unacknowledged data for that long means the peer is dead.
-    """
-    if listener.family in (socket.AF_INET, socket.AF_INET6):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, notsent_lowat)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, dead_peer_ms)

@@ -25,7 +25,6 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import is_ssl
 
-from gateway.detached import tune
 from gateway.drain import Drain
 from gateway.problems import ClientGone, Problem
 from gateway.subscribe import DETACH
@@ -293,32 +292,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         behind, self._behind = self._behind, b""
         return self.transport, behind
-
-
-def listen(host: str, port: int, notsent_lowat: int, dead_peer_ms: int) -> list[socket.socket]:
-    """
-    Return sockets bound to every address that `host` stands for, tuned for streaming.
-
-    Raises:
-        OSError: an address is in use, not ours, or the name is unknown.
-    """
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    listeners: list[socket.socket] = []
-    try:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            listener = socket.socket(family, kind, protocol)
-            listeners.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            tune(listener, notsent_lowat, dead_peer_ms)
-            listener.bind(address)
-            listener.settimeout(0)
-    except OSError:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners
 
 
 class Server(uvicorn.Server):

@@ -13,8 +13,9 @@ import uvloop
 from gateway import logs
 from gateway.app import Gateway
 from gateway.files import raise_limit
+from gateway.listening import listen
 from gateway.log import LogError
-from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server, listen
+from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server
 from gateway.settings import Settings
 
 SWITCH_SECONDS: Final = 0.0005

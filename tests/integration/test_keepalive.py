@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.server import listen
+from gateway.listening import listen
 from tests.integration.test_operate import samples_of, value
 from tests.support.clients import (
     PING,
