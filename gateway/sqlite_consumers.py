@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -40,15 +42,19 @@ class SqliteConsumers:
     Args:
         path: the data folder; None keeps everything in memory and forgets it on close.
         max_consumers: so many names are remembered; acknowledgements of further ones are refused.
+        shared: other processes have the same file open, and one holds its lock (`hold`).
     """
 
-    def __init__(self, path: Path | None, *, max_consumers: int = MAX_CONSUMERS) -> None:
+    def __init__(
+        self, path: Path | None, *, max_consumers: int = MAX_CONSUMERS, shared: bool = False
+    ) -> None:
         self._folder = path
         self._max = max_consumers
+        self._shared = shared
         self._worker = Worker("store")
         self._storing: Batches[str, None] = Batches(self._commit)
         self._file: SqliteFile | None = None
-        self._count = 0  # names stored; the worker's
+        self._count = 0  # names stored; the thread's
         self._closing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -115,9 +121,9 @@ class SqliteConsumers:
     # In the worker's thread.
 
     def _open(self) -> None:
-        self._file = file = SqliteFile(self._folder, FORMAT, lambda _connection: None)
+        self._file = file = SqliteFile(self._folder, FORMAT, _fill, shared=self._shared)
         try:
-            ((self._count,),) = file.connection.execute("SELECT count(*) FROM consumers").fetchall()
+            self._recount(file)
         except sqlite3.Error as error:
             raise file.refusal(cause(error)) from error
 
@@ -127,14 +133,31 @@ class SqliteConsumers:
             self._file.close()
             self._file = None
 
+    def _recount(self, file: SqliteFile) -> None:
+        ((self._count,),) = file.connection.execute("SELECT count(*) FROM consumers").fetchall()
+
     def _store(self, given: dict[str, str]) -> set[str]:
+        """Store cursors in one transaction; return the names for which there was no room."""
+        assert self._file is not None
+        if not self._shared:
+            return self._put(given, self._file)
+        connection = self._file.connection
+        connection.execute("BEGIN IMMEDIATE")  # from here on no other process writes
+        try:
+            refused = self._put(given, self._file)
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        return refused
+
+    def _put(self, given: dict[str, str], file: SqliteFile) -> set[str]:
         """
-        Store cursors in one transaction; return the names for which there was no room.
+        Write cursors; return the names for which there was no room.
 
         They travel as one JSON text: a statement for each would win back the interpreter as often.
         """
-        assert self._file is not None
-        execute = self._file.connection.execute
+        execute = file.connection.execute
         ((found,),) = execute(
             """
             SELECT json_group_array(value) FROM json_each(?)
@@ -143,6 +166,8 @@ class SqliteConsumers:
             (_json(list(given)),),
         ).fetchall()
         new: list[str] = msgspec.json.decode(found)
+        if new and self._shared:
+            self._recount(file)
         refused = set(new[max(0, self._max - self._count) :])
         kept = [(name, cursor) for name, cursor in given.items() if name not in refused]
         if kept:
@@ -165,6 +190,27 @@ class SqliteConsumers:
             "SELECT cursor FROM consumers WHERE name = ?", (name,)
         ).fetchall()
         return rows[0][0] if rows else None
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """
+    Keep the store in a folder for processes that open it `shared`, and make it if there is none.
+
+    Raises:
+        LogInUse: another process has it open.
+        LogDamaged: it cannot be used; it was left untouched.
+    """
+    file = SqliteFile(folder, FORMAT, _fill)
+    try:
+        file.leave_open()
+        yield
+    finally:
+        file.close()
+
+
+def _fill(_connection: sqlite3.Connection) -> None:
+    """Put nothing into a new store."""
 
 
 def _unavailable(error: sqlite3.Error) -> StoreUnavailable:

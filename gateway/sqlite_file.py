@@ -57,15 +57,25 @@ class SqliteFile:
         folder: the data folder, made if missing; None keeps everything in memory.
         form: which file it is.
         fill: puts the first rows into a new file, within the transaction that makes its tables.
+        shared: it is opened beside other processes, for one that has looked at it and holds the lock
+            (`leave_open`).
 
     Raises:
         LogInUse: another process has it open.
         LogDamaged: it is damaged, foreign, of a newer version, or cannot be opened; it was left untouched.
     """
 
-    def __init__(self, folder: Path | None, form: Format, fill: Callable[[sqlite3.Connection], None]) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        form: Format,
+        fill: Callable[[sqlite3.Connection], None],
+        *,
+        shared: bool = False,
+    ) -> None:
         self._form = form
         self._fill = fill
+        self._shared = shared
         self._lock: int | None = None  # a descriptor
         self.path = None if folder is None else folder.resolve() / form.file
         try:
@@ -99,6 +109,10 @@ class SqliteFile:
             return 0
         return _size(self.path) + _size(_wal(self.path))
 
+    def leave_open(self) -> None:
+        """Close the connection and keep the lock, for processes that open the file `shared`."""
+        self.connection.close()
+
     def close(self) -> None:
         """Close the connection, which empties the write-ahead log, and let other processes in."""
         try:
@@ -113,9 +127,10 @@ class SqliteFile:
             self._make(connection)
             return connection
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._take_lock(self.path.with_suffix(".lock"))
-        if _size(self.path) or _size(_wal(self.path)):
-            self._inspect(self.path)
+        if not self._shared:
+            self._take_lock(self.path.with_suffix(".lock"))
+            if _size(self.path) or _size(_wal(self.path)):
+                self._inspect(self.path)
         connection = _connect(self.path.as_uri())
         try:
             self._configure(connection)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 
 from gateway.consumers import MAX_NAME, ConsumersFull
 from gateway.log import LogDamaged, StoreUnavailable
-from gateway.sqlite_consumers import SqliteConsumers
+from gateway.sqlite_consumers import SqliteConsumers, hold
 from gateway.sqlite_log import LogInUse
 from tests.support.log_events import events
 from tests.support.log_events import opened as opened_log
@@ -171,3 +174,110 @@ async def test_restart(tmp_path: Path) -> None:
     async with opened(tmp_path) as consumers:
         found = [await consumers.recall(name) for name in names]
     assert found == ["newer", *[f"c{index}" for index in range(1, len(names))]]
+
+
+# --- shared by several processes ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def shared(folder: Path, number: int, max_consumers: int = 100) -> AsyncIterator[list[SqliteConsumers]]:
+    """Open one store several times, as the workers of a gateway do."""
+    with hold(folder):
+        stores = [SqliteConsumers(folder, max_consumers=max_consumers, shared=True) for _ in range(number)]
+        await asyncio.gather(*(each.start() for each in stores))
+        try:
+            yield stores
+        finally:
+            await asyncio.gather(*(each.close() for each in stores))
+
+
+async def test_what_one_remembers_all_recall(tmp_path: Path) -> None:
+    """A cursor that was acknowledged in one process is the one that every other recalls."""
+    async with shared(tmp_path, 3) as stores:
+        for number, store in enumerate(stores * 5):
+            await store.remember("a", str(number))
+            assert [await each.recall("a") for each in stores] == [str(number)] * 3
+
+
+async def test_many_writers_at_once(tmp_path: Path) -> None:
+    """Processes that acknowledge at the same time wait for each other, and nothing is lost."""
+    async with shared(tmp_path, 4) as stores:
+        await asyncio.gather(
+            *(store.remember(f"{at}-{n}", str(n)) for n in range(20) for at, store in enumerate(stores))
+        )
+        for at in range(4):
+            for n in range(20):
+                assert await stores[n % 4].recall(f"{at}-{n}") == str(n)
+
+
+async def test_the_bound_holds_for_all_together(tmp_path: Path) -> None:
+    """However many processes take new names, there are never more than the bound; known names go on."""
+    async with shared(tmp_path, 3, max_consumers=10) as stores:
+        outcomes = await asyncio.gather(
+            *(store.remember(f"{at}-{n}", "1") for n in range(9) for at, store in enumerate(stores)),
+            return_exceptions=True,
+        )
+        assert sum(outcome is None for outcome in outcomes) == 10
+        assert sum(isinstance(outcome, ConsumersFull) for outcome in outcomes) == 17
+        names = [f"{at}-{n}" for n in range(9) for at in range(3)]
+        known = [name for name in names if await stores[0].recall(name)]
+        assert len(known) == 10
+        for at, name in enumerate(known):
+            await stores[at % 3].remember(name, "2")
+        for store in stores:
+            with pytest.raises(ConsumersFull):
+                await store.remember("new", "1")
+    async with opened(tmp_path) as consumers:
+        assert [await consumers.recall(name) for name in known] == ["2"] * 10
+
+
+async def test_a_store_that_is_held_is_nobody_elses(tmp_path: Path) -> None:
+    """Another gateway is refused while the store is held, whether or not anybody has it open."""
+    with hold(tmp_path):
+        with pytest.raises(LogInUse, match=r"store\.db is in use by another process"):
+            async with opened(tmp_path):
+                pass
+        with pytest.raises(LogInUse), hold(tmp_path):
+            pass
+    async with opened(tmp_path):
+        with pytest.raises(LogInUse), hold(tmp_path):
+            pass
+
+
+async def test_a_commit_that_fails_gives_the_store_back(tmp_path: Path) -> None:
+    """A process whose commit fails says so, and does not keep the others from writing."""
+    async with shared(tmp_path, 2) as (one, two):
+        assert one._file is not None
+        connection = one._file.connection
+        connection.execute(
+            "CREATE TEMP TRIGGER no BEFORE INSERT ON main.consumers BEGIN SELECT RAISE(FAIL, 'no'); END"
+        )
+        with pytest.raises(StoreUnavailable):
+            await one.remember("a", "1")
+        await two.remember("a", "2")
+        connection.execute("DROP TRIGGER temp.no")
+        await one.remember("b", "3")
+        assert [await two.recall("a"), await two.recall("b")] == ["2", "3"]
+
+
+async def test_a_process_that_is_killed_while_it_writes(tmp_path: Path) -> None:
+    """The others go on, with what it had committed and nothing of what it had not."""
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from gateway.sqlite_consumers import FORMAT\n"
+        "from gateway.sqlite_file import SqliteFile\n"
+        "connection = SqliteFile(Path(sys.argv[1]), FORMAT, print, shared=True).connection\n"
+        "connection.execute('INSERT INTO consumers VALUES (?, ?)', ('kept', '1'))\n"
+        "connection.execute('BEGIN IMMEDIATE')\n"
+        "connection.execute('INSERT INTO consumers VALUES (?, ?)', ('lost', '1'))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    async with shared(tmp_path, 1) as (store,):
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", program, str(tmp_path)], check=False
+        )
+        assert done.returncode == -signal.SIGKILL
+        assert [await store.recall("kept"), await store.recall("lost")] == ["1", None]
+        await store.remember("lost", "2")
+        assert await store.recall("lost") == "2"
