@@ -37,7 +37,7 @@ from gateway.polling import Poller
 from gateway.problems import EXCEPTION_HANDLERS, Problem, method_not_allowed
 from gateway.publish import TOPIC_PATH, PublishEvents, PublishTopic
 from gateway.session import Services
-from gateway.settings import Settings
+from gateway.settings import Settings, SettingsError
 from gateway.sqlite_consumers import SqliteConsumers
 from gateway.sqlite_log import SqliteLog
 from gateway.starts import Locator
@@ -47,6 +47,7 @@ from gateway.subscribe import Subscribe, SubscribeLimits
 if TYPE_CHECKING:
     from gateway.postgres.database import Database
     from gateway.stream_log import StreamLog
+    from gateway.workers.worker import Worker
 
 DEMO: Final = next(  # beside the package in a checkout, inside it in a wheel
     (
@@ -66,10 +67,12 @@ class Gateway:
 
     Args:
         settings: see `gateway.settings`.
+        worker: which of several workers this process is; None if it is the only one.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, worker: Worker | None = None) -> None:
         self.settings = settings
+        self.worker = worker
         folder = settings.data_folder
         self.log: SqliteLog | StreamLog = (
             _stream_log(settings)
@@ -85,7 +88,9 @@ class Gateway:
             )
         )
         self.store: Database | None = None
-        self.consumers: Consumers = SqliteConsumers(folder)
+        self.consumers: Consumers = (
+            SqliteConsumers(folder) if worker is None else SqliteConsumers(worker.store, shared=True)
+        )
         if settings.store:
             self.store, self.consumers = _store(settings)
         self.dedup = Dedup(settings.dedup_seconds, settings.dedup_events)
@@ -97,7 +102,8 @@ class Gateway:
         self.catchup = CatchUp(self.hub, lambda: self.log.first)
         self.feeder = Feeder(self.catchup, self.log)
         self.streams = Streams(self.hub, self.catchup, self.feeder)
-        self.poller = Poller(self.streams, self.log, settings.poll_retry_after)
+        name = "poll" if worker is None else f"poll-{worker.index}"
+        self.poller = Poller(self.streams, self.log, settings.poll_retry_after, name)
         self.drain = Drain(self.streams, self.poller, settings.drain_seconds)
         self.keepalive = Keepalive(self.streams, settings.heartbeat_seconds, settings.stall_timeout)
         self.tasks = asyncio.TaskGroup()
@@ -188,8 +194,8 @@ class Gateway:
         reasons = []
         if self._running is None:
             reasons.append("starting")
-        if self.drain.draining:
-            reasons.append("draining")
+        if self.drain.draining and not (self.worker is not None and self.worker.leaving):
+            reasons.append("draining")  # for a worker that leaves, another is ready on the same port
         if (trouble := self.log.trouble()) is not None:
             reasons.append(trouble)
         if self.store is not None and (trouble := self.store.trouble()) is not None:
@@ -240,7 +246,7 @@ class Gateway:
             Route("/v1/events", events),
             WebSocketRoute("/v1/events", events),  # on a server that opens WebSockets itself
             Route(TOPIC_PATH, PublishTopic(self.intake, settings)),
-            *Operate(self).routes(),
+            *self._operate().routes(),
         ]
         if DEMO is not None:
             routes += [Route("/", _demo), Mount("/demo", _DemoFiles(directory=DEMO))]
@@ -252,6 +258,18 @@ class Gateway:
         )
         application.state.gateway = self
         return application
+
+    def alone(self) -> Starlette:
+        """Return what operators see of this worker alone, as an ASGI application for its siblings."""
+        return Starlette(routes=Operate(self).routes(), exception_handlers=EXCEPTION_HANDLERS)
+
+    def _operate(self) -> Operate:
+        """Return the endpoints for operators: of this process, or of all workers."""
+        if self.worker is None:
+            return Operate(self)
+        from gateway.workers.together import Together  # noqa: PLC0415  (nobody else pays for it)
+
+        return Together(self, self.worker)
 
 
 async def _demo(_request: Request) -> Response:
@@ -342,5 +360,13 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
     A host that mounts it should run its lifespan (`app.router.lifespan_context(app)`) in its own, so that it
     drains and closes in an orderly way.
+
+    Raises:
+        SettingsError: several workers are asked for; how many processes there are, is the host's affair.
     """
-    return Gateway(settings or Settings()).application()
+    settings = settings or Settings()
+    if settings.workers > 1:
+        raise SettingsError(
+            "workers", "an application has no processes of its own; only sluice serve starts them"
+        )
+    return Gateway(settings).application()

@@ -128,8 +128,10 @@ def _reserve(family: int, address: Any) -> socket.socket:
     """
     holder = _new(family)
     try:
-        holder.bind(address)
-        holder.listen()
+        with _new(family) as chooser:
+            chooser.bind(address)
+            holder.bind(chooser.getsockname())  # a port that the kernel chose would be lost by the shutdown
+            holder.listen()
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         holder.shutdown(socket.SHUT_RDWR)  # it listens no more, and stays bound

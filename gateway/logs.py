@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Final
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class Facts(logging.Formatter):
-    """Appends what a record was given as `extra`, which the standard formatter drops."""
+    """
+    Appends what a record was given as `extra`, which the standard formatter drops.
 
-    def __init__(self) -> None:
+    Args:
+        own: facts that every line has.
+    """
+
+    def __init__(self, own: Mapping[str, object] | None = None) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+        self._own = dict(own or {})
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the standard library's name
         """Return the line without a traceback."""
-        facts = [f"{name}={_shown(value)}" for name, value in vars(record).items() if name not in _STANDARD]
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        facts = [f"{name}={_shown(value)}" for name, value in {**self._own, **extra}.items()]
         return " ".join([super().formatMessage(record), *facts])
 
 
-def configure(level: str) -> None:
-    """Log to standard error, from `level` (debug, info, warning, error) on; uvicorn only what is wrong."""
+def configure(level: str, worker: int | None = None) -> None:
+    """
+    Log to standard error, uvicorn only what is wrong.
+
+    Args:
+        level: from which level on: debug, info, warning, error.
+        worker: which of several workers this is; every line says so.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Facts())
+    handler.setFormatter(Facts({"worker": worker} if worker is not None else None))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 

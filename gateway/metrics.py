@@ -31,6 +31,7 @@ class Collector:
         yield from self._store()
         yield from self._connections()
         yield from self._intake()
+        yield from self._worker()
 
     def _log(self) -> Iterator[Metric]:
         log, window = self._gateway.log, self._gateway.hub.window
@@ -103,6 +104,13 @@ class Collector:
             "Publish calls that failed because the log could not store.",
             intake.unavailable,
         )
+
+    def _worker(self) -> Iterator[Metric]:
+        worker = self._gateway.worker
+        if worker is not None:
+            yield CounterMetricFamily(
+                "sluice_worker_restarts", "Restarts of the worker because it fell.", worker.restarts
+            )
 
 
 def registry(gateway: Gateway) -> CollectorRegistry:

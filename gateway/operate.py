@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.app import Gateway
 
 MAX_LISTED: Final = 1000
-_NO_STORE: Final = {"cache-control": "no-store"}
+NO_STORE: Final = {"cache-control": "no-store"}
 
 
 class Operate:
@@ -48,30 +48,32 @@ class Operate:
 
     async def healthz(self, _request: Request) -> Response:
         """The process is alive."""
-        return _json({"status": "alive"})
+        return json_response({"status": "alive"})
 
     async def readyz(self, _request: Request) -> Response:
         """Tell whether clients may be sent here: 200, or 503 with the reasons."""
         reasons = self._gateway.not_ready()
-        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        return json_response({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
     async def metrics(self, _request: Request) -> Response:
         """Return the metrics in Prometheus' text format."""
-        return Response(metrics.text(self._registry), media_type=CONTENT_TYPE_LATEST, headers=_NO_STORE)
+        return Response(metrics.text(self._registry), media_type=CONTENT_TYPE_LATEST, headers=NO_STORE)
 
     async def connections(self, request: Request) -> Response:
         """Return how many connections there are, and those furthest behind first: at most `limit` (100)."""
-        limit = _limit(request.query_params.get("limit", "100"))
+        limit = read_limit(request)
         hub = self._gateway.hub
         behind = heapq.nsmallest(limit, hub.connections, key=hub.position)
-        return _json({"total": len(hub.connections), "connections": [self._seen(each) for each in behind]})
+        return json_response(
+            {"total": len(hub.connections), "connections": [self._seen(each) for each in behind]}
+        )
 
     async def connection(self, request: Request) -> Response:
         """Return one connection."""
         name = request.path_params["name"]
         for each in self._gateway.hub.connections:
             if each.name == name:
-                return _json(self._seen(each))
+                return json_response(self._seen(each))
         raise Problem(404, f"there is no connection {name[:60]!a}")
 
     async def topics(self, request: Request) -> Response:
@@ -79,11 +81,11 @@ class Operate:
         Return the topics in the window with their events, and the patterns with their subscribers; at most
         `limit` (100) each.
         """
-        limit = _limit(request.query_params.get("limit", "100"))
+        limit = read_limit(request)
         hub = self._gateway.hub
         topics = heapq.nlargest(limit, hub.window.topics().items(), key=lambda item: item[1])
         patterns = heapq.nlargest(limit, hub.subscriptions().items(), key=lambda item: item[1])
-        return _json(
+        return json_response(
             {
                 "topics": [{"topic": topic, "events": number} for topic, number in topics],
                 "subscriptions": [
@@ -109,13 +111,21 @@ class Operate:
         }
 
 
-def _limit(text: str) -> int:
+def read_limit(request: Request) -> int:
+    """
+    Return how much of a list is asked for; 100 if nothing is said.
+
+    Raises:
+        Problem: it is no number, or out of bounds.
+    """
+    text = request.query_params.get("limit", "100")
     if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= MAX_LISTED:
         raise Problem(422, f"limit is a whole number from 1 to {MAX_LISTED}")
     return int(text)
 
 
-def _json(value: object, status: int = 200) -> Response:
+def json_response(value: object, status: int = 200) -> Response:
+    """Return an answer that nobody caches."""
     return Response(
-        msgspec.json.encode(value) + b"\n", status, media_type="application/json", headers=_NO_STORE
+        msgspec.json.encode(value) + b"\n", status, media_type="application/json", headers=NO_STORE
     )

@@ -76,13 +76,15 @@ class Poller:
         streams: the hub to wait at.
         log: read where the window does not reach.
         retry_after: seconds after which a client that found nothing is advised to poll again.
+        name: what the names of waiting polls begin with.
     """
 
-    def __init__(self, streams: Streams, log: Log, retry_after: float) -> None:
+    def __init__(self, streams: Streams, log: Log, retry_after: float, name: str = "poll") -> None:
         self.hub: Hub = streams.hub
         self.waiters: dict[Waiter, None] = {}
         self._log = log
         self._retry_after = max(1, round(retry_after))
+        self._name = name
         self._names = 0
         self._draining = False
 
@@ -188,7 +190,7 @@ class Poller:
             return True
         waiter = Waiter()
         self._names += 1
-        connection = Connection(f"poll-{self._names}", waiter, Wire.JSON)
+        connection = Connection(f"{self._name}-{self._names}", waiter, Wire.JSON)
         waiter.connection = connection
         self.hub.attach(connection, request.patterns, position)
         self.waiters[waiter] = None

@@ -35,6 +35,9 @@ KEEP_ALIVE_SECONDS = 75
 """How long an idle keep-alive connection is kept: longer than the pauses between a client's polls."""
 
 
+HEARING_SECONDS = 1.0
+"""How long a server that leaves its port to others waits at least for requests on the connections it has."""
+
 UNFINISHED_SECONDS = 5.0
 """How long a server that goes away waits for the rest of a request's body."""
 
@@ -62,6 +65,7 @@ class Doorkeeper:
         self.address = address
         self.max_head = max_head
         self.timeout = timeout
+        self.leaving = False  # others take the connections now: each is closed behind its next answer
         self.waiting: dict[HttpProtocol, float] = {}  # since when its head has been due, oldest first
         self._lobby: deque[Callable[[], None]] = deque()
         self._entered = 0  # in this turn of the loop
@@ -219,6 +223,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
+        if self.doorkeeper.leaving:
+            cycle.keep_alive = False
         if self._head_bytes > self.doorkeeper.max_head and self._size_of(cycle) > self.doorkeeper.max_head:
             app = self._too_large()
         elif cycle.scope["http_version"] not in ("1.1", "1.0"):
@@ -301,13 +307,20 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's.
         drain: tells the streaming connections to go, and waits until they have.
+
+    Attributes:
+        on_open: called once connections are taken.
     """
 
     def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
         super().__init__(config)
+        self.on_open: Callable[[], None] = lambda: None
         self.hurried = False  # somebody pressed Ctrl+C and waits
         self._asked = asyncio.Event()
         self._drain = drain
+        self._hear_until: float | None = (
+            None  # others take the connections; those that it has may go on so long
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -335,6 +348,23 @@ class Server(uvicorn.Server):
         self.should_exit = True
         self._asked.set()
 
+    def leave(self, seconds: float) -> None:
+        """
+        Take no more connections and stop serving: somebody else takes them, from the same sockets.
+
+        Args:
+            seconds: how long those that are kept may still be used, so that no request meets a closed one.
+        """
+        for each in self.servers:
+            each.close()
+        self._hear_until = asyncio.get_running_loop().time() + max(seconds, HEARING_SECONDS)
+        self.exit()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take connections."""
+        await super().startup(sockets)
+        self.on_open()
+
     async def main_loop(self) -> None:
         """Wait until told to exit; uvicorn's own looks ten times a second, also on an idle machine."""
         await self.on_tick(0)
@@ -346,9 +376,18 @@ class Server(uvicorn.Server):
         while not draining.done() and not self.force_exit:
             await asyncio.wait((draining,), timeout=0.1)
         draining.cancel()
+        if self._hear_until is not None:
+            await self._hear_out(self._hear_until)
         dropping = asyncio.get_running_loop().call_later(UNFINISHED_SECONDS, self._drop_unfinished)
         await super().shutdown(sockets)
         dropping.cancel()
+
+    async def _hear_out(self, until: float) -> None:
+        """Wait until no connection is left that a request could come on, or the time is over."""
+        now = asyncio.get_running_loop().time
+        kept = self.server_state.connections
+        while kept and now() < until and not self.force_exit:  # noqa: ASYNC110  # the set is uvicorn's
+            await asyncio.sleep(0.02)
 
     def _drop_unfinished(self) -> None:
         """Drop the connections that still have not sent the whole of their request."""

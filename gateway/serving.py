@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import sys
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 import uvloop
+from starlette.applications import Starlette
 
 from gateway import logs
 from gateway.app import Gateway
@@ -17,6 +20,9 @@ from gateway.listening import listen
 from gateway.log import LogError
 from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server
 from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.workers.worker import Worker
 
 SWITCH_SECONDS: Final = 0.0005
 """
@@ -28,38 +34,47 @@ START_PATIENCE: Final = 3.0
 """Seconds for which a start waits for broker and store before the server opens without them, to say so."""
 
 
-def serve(settings: Settings) -> int:
-    """Run the server until it is told to stop; return the exit code."""
-    logs.configure(settings.log_level)
+def serve(settings: Settings, worker: Worker | None = None) -> int:
+    """
+    Run the server until it is told to stop; return the exit code.
+
+    Args:
+        settings: those of the gateway.
+        worker: which of several workers this process is; None if it is the only one.
+    """
+    logs.configure(settings.log_level, None if worker is None else worker.index)
     raise_limit()
-    return uvloop.run(_serve(settings))
+    return uvloop.run(_serve(settings, worker))
 
 
-async def _serve(settings: Settings) -> int:
-    gateway = Gateway(settings)
+async def _serve(settings: Settings, worker: Worker | None) -> int:
+    gateway = Gateway(settings, worker)
     try:
-        listeners = listen(
-            settings.host, settings.port, settings.notsent_lowat, int(settings.stall_timeout * 1000)
-        )
+        listeners = _listeners(settings, worker)
     except OSError as error:
         return _cannot(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
+    address = listeners[0].getsockname()
+    doorkeeper = Doorkeeper((address[0], address[1]), settings.max_header_bytes, settings.header_timeout)
+    protocol = type("BoundHttpProtocol", (HttpProtocol,), {"doorkeeper": doorkeeper})
+    server = Server(_server_config(gateway.application(), protocol), gateway.drain)
+    door = None if worker is None else await _attend(gateway, worker, server, protocol)
     starting = asyncio.create_task(gateway.start())
-    await asyncio.wait((starting,), timeout=START_PATIENCE if settings.backbone or settings.store else None)
+    await _begun(starting, settings, worker)
     if starting.done():
         try:
             starting.result()
         except LogError as error:
-            return _cannot(str(error))
-    address = listeners[0].getsockname()
-    doorkeeper = Doorkeeper((address[0], address[1]), settings.max_header_bytes, settings.header_timeout)
+            return _cannot(str(error), worker)
     watch = asyncio.create_task(doorkeeper.run())
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # what is here now stays: the collector need not look at it again
     gc.set_threshold(10_000, 10, 20)  # connections are long-lived objects by the thousand, not garbage
-    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-    sys.stderr.write(f"sluice: serving on http://{shown}:{address[1]}, data in {settings.where_data_is}\n")
-    server = Server(_server_config(gateway, doorkeeper), gateway.drain)
-    starting.add_done_callback(lambda done: _started(done, server))
+    if worker is None:
+        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+        sys.stderr.write(
+            f"sluice: serving on http://{shown}:{address[1]}, data in {settings.where_data_is}\n"
+        )
+    starting.add_done_callback(lambda done: _started(done, server, worker))
     try:
         await server.serve(listeners)
     finally:
@@ -69,21 +84,66 @@ async def _serve(settings: Settings) -> int:
             await asyncio.wait((starting,))
             await gateway.close()
         await gateway.stop()
+        if door is not None:
+            door.close()
     failed = not starting.cancelled() and starting.exception() is not None
-    return _cannot(str(starting.exception())) if failed else 0
+    return _cannot(str(starting.exception()), worker) if failed else 0
 
 
-def _started(starting: asyncio.Task[None], server: Server) -> None:
+def _listeners(settings: Settings, worker: Worker | None) -> list[socket.socket]:
+    """
+    Return the sockets to take connections from.
+
+    Raises:
+        OSError: an address is in use, not ours, or the name is unknown.
+    """
+    if worker is not None:
+        return worker.listeners()
+    return listen(settings.host, settings.port, settings.notsent_lowat, int(settings.stall_timeout * 1000))
+
+
+async def _begun(starting: asyncio.Task[None], settings: Settings, worker: Worker | None) -> None:
+    """Wait until the gateway has started, or is to be served although it has not."""
+    if worker is None:
+        waits = settings.backbone or settings.store
+        await asyncio.wait((starting,), timeout=START_PATIENCE if waits else None)
+        return
+    opening = asyncio.create_task(worker.told_to_open.wait())
+    await asyncio.wait((starting, opening), return_when=asyncio.FIRST_COMPLETED)
+    opening.cancel()
+
+
+async def _attend(
+    gateway: Gateway, worker: Worker, server: Server, protocol: type[HttpProtocol]
+) -> asyncio.AbstractServer:
+    """Be one of several from now on: hear the supervisor, and answer the siblings at the private door."""
+
+    def leave() -> None:
+        protocol.doorkeeper.leaving = True
+        server.leave(gateway.settings.drain_seconds)
+
+    server.on_open = worker.serving
+    worker.attend(leave)
+    config = _server_config(gateway.alone(), protocol)
+    visitor = partial(protocol, config=config, server_state=server.server_state, app_state={})
+    return await asyncio.get_running_loop().create_unix_server(visitor, sock=worker.door())
+
+
+def _started(starting: asyncio.Task[None], server: Server, worker: Worker | None) -> None:
     """End a server whose gateway cannot start after all: the broker came, and refuses."""
-    if not starting.cancelled() and starting.exception() is not None:
+    if starting.cancelled():
+        return
+    if starting.exception() is not None:
         server.exit()
+    elif worker is not None:
+        worker.ready()
 
 
-def _server_config(gateway: Gateway, doorkeeper: Doorkeeper) -> uvicorn.Config:
+def _server_config(application: Starlette, protocol: type[HttpProtocol]) -> uvicorn.Config:
     """Return uvicorn's configuration: our protocol class, and none of what it would do besides."""
     return uvicorn.Config(
-        gateway.application(),
-        http=type("BoundHttpProtocol", (HttpProtocol,), {"doorkeeper": doorkeeper}),
+        application,
+        http=protocol,
         ws="none",
         lifespan="off",
         access_log=False,
@@ -97,6 +157,10 @@ def _server_config(gateway: Gateway, doorkeeper: Doorkeeper) -> uvicorn.Config:
     )
 
 
-def _cannot(sentence: str) -> int:
-    sys.stderr.write(f"sluice: {sentence}\n")
+def _cannot(sentence: str, worker: Worker | None = None) -> int:
+    """Say why it cannot be served, or have the supervisor say it; return the exit code."""
+    if worker is not None:
+        worker.refuse(sentence)
+    else:
+        sys.stderr.write(f"sluice: {sentence}\n")
     return 1

@@ -187,10 +187,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     workers: Annotated[
         int,
         _count(
-            "Processes that serve.",
-            "Several processes are not built in yet; with a broker, start several gateways.",
+            "Processes that serve one port, each a replica of its own; more than 1 needs a `backbone`.",
+            "One process is enough for most, and the embedded log has one writer.",
             1,
-            1024,
+            64,
         ),
     ] = 1
     insecure: Annotated[
@@ -565,8 +565,8 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
     ),
     (
         "workers",
-        lambda s: s.workers != 1,
-        "{value} processes are not built in yet; 1 is what there is",
+        lambda s: s.workers > 1 and not s.backbone,
+        "{value} processes cannot share the embedded log, which has one writer: give a --backbone",
     ),
     ("data", lambda s: s.data == "", "empty is no folder; give a path, or memory: to keep nothing"),
 )

@@ -12,7 +12,8 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from types import SimpleNamespace
+from typing import Any, Final, cast
 
 import pytest
 
@@ -22,6 +23,7 @@ from gateway import detached, metrics, mint, session, subscription
 from gateway.app import Gateway
 from gateway.consumers import MAX_CONSUMERS
 from gateway.settings import FIELDS, Settings
+from gateway.workers.merging import merge_metrics
 from tests.support.server import GatewayProcess, free_port
 
 CHECKOUT: Final = Path(__file__).parents[1]
@@ -172,6 +174,22 @@ def test_metrics_are_as_documented() -> None:
         exposed = metrics.text(metrics.registry(gateway)).decode()
         names.update(re.findall(r"^# HELP (\S+) ", exposed, re.MULTILINE))
     documented = [row[0] for row in rows(section(page("docs/operations.md"), "Metrics"))]
+    assert sorted(documented) == sorted(names)
+
+
+def test_metrics_of_workers_are_as_documented() -> None:
+    """The table of what only several workers expose has all of it, and nothing else."""
+    gateway = Gateway(Settings(data="memory:"))
+    alone = {each.name for each in metrics.registry(gateway).collect()}
+    gateway.worker = cast("Any", SimpleNamespace(restarts=0))
+    own = metrics.text(metrics.registry(gateway)).decode()
+    exposed = {each.name: each for each in merge_metrics({0: own}, [1])}
+    names = [
+        name + "_total" * (each.type == "counter") for name, each in exposed.items() if name not in alone
+    ]
+    documented = [
+        row[0] for row in rows(section(page("docs/operations.md"), "Several workers").partition("<!--")[2])
+    ]
     assert sorted(documented) == sorted(names)
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.app import create_app
 from gateway.settings import FIELDS, Settings, SettingsError, Unit, load
 from gateway.settings_page import page
 from gateway.units import GIB, KIB, MIB, format_bytes, format_seconds, parse_bytes, parse_seconds
@@ -200,9 +201,25 @@ def test_a_stream_does_not_count_its_events() -> None:
     )
 
 
-def test_only_one_worker_is_possible() -> None:
-    """More than one process is refused, not ignored."""
-    assert "not built in yet" in refusal({"workers": "2"})
+def test_several_workers_need_a_broker() -> None:
+    """Processes cannot share the embedded log; the sentence says why and what to do."""
+    assert refusal({"workers": "2"}) == (
+        "--workers: 2 processes cannot share the embedded log, which has one writer: give a --backbone"
+    )
+    assert load({"workers": "2", "backbone": "amqp://broker"}, {}).workers == 2
+
+
+@pytest.mark.parametrize("workers", ["0", "65", "-1", "1.5", "all"])
+def test_the_number_of_workers_has_bounds(workers: str) -> None:
+    """There is at least one worker, and not more than a machine has use for."""
+    sentence = refusal({"workers": workers, "backbone": "amqp://broker"})
+    assert sentence == f"--workers: {workers!r} is not a whole number from 1 to 64"
+
+
+def test_an_application_has_no_workers() -> None:
+    """A gateway that is mounted in another application does not start processes, and says so."""
+    with pytest.raises(SettingsError, match="only sluice serve starts them"):
+        create_app(Settings(workers=2, backbone="amqp://broker"))
 
 
 def test_an_empty_data_folder_is_refused() -> None:
