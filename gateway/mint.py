@@ -95,7 +95,7 @@ class Mint:
         if id is None:
             self._count += 1
             name = b"%b%x" % (self._prefix, self._count)
-            tag = crc32(name) & 0xFFFF
+            tag = crc32(name) & 0xFFFF or 1  # as `tag_of`, without decoding
             name = b'"%b"' % name
         else:
             name = _encode(_text(id, "id"))
