@@ -9,7 +9,7 @@ here, events waiting for their commit by the log's queue. Beyond either, the pro
 from __future__ import annotations
 
 import time
-from asyncio import shield
+from asyncio import shield, timeout
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -26,6 +26,14 @@ from gateway.problems import Problem
 
 RESTORE_BYTES: Final = 1 << 20
 """How much of the log is read at a time when the ids are restored."""
+
+ANSWER_SECONDS: Final = 5.0
+"""
+How long a producer waits for an answer while the log stands still. Its events stay on their way: whoever
+asks again with the same ids waits for the same outcome.
+"""
+
+RETRY_SLOW: Final = 1.0
 
 BODIES: Final = 4
 """How many bodies of the largest size may be in memory at a time; ordinary ones are a thousandth of that."""
@@ -127,9 +135,16 @@ class Intake:
         """
         fresh, originals = self.dedup.sift(events, self._now)
         try:
-            await self._store(fresh)
-            for original in originals:
-                await shield(original)
+            async with timeout(ANSWER_SECONDS):
+                await self._store(fresh)
+                for original in originals:
+                    await shield(original)
+        except TimeoutError:
+            self.unavailable += 1
+            detail = (
+                f"the events are not durable after {ANSWER_SECONDS:.2g} seconds; they may still become so"
+            )
+            raise Problem(503, detail, retry_after=RETRY_SLOW) from None
         except LogBusy as error:
             self.busy += 1
             detail = "more is being published than the log can take"

@@ -87,6 +87,7 @@ class Writer:
         self._calls: deque[Call] = deque()
         self._pending: dict[int, Call] = {}  # by the number of an event
         self._pending_bytes = 0
+        self._taken = 0.0  # since when the broker takes messages
         self._out: list[bytes] = []
         self._flushing = False
 
@@ -187,9 +188,10 @@ class Writer:
 
     def expire(self) -> None:
         """Give up a connection on which events do not come back: their producers ask again."""
-        if self._calls and self._calls[0].since < time.monotonic() - READ_BACK_SECONDS:
-            why = f": the broker takes none now, it is {self.blocked_by}" if self.blocked_by else ""
-            self._over(LinkError(f"an event did not come back in {READ_BACK_SECONDS:.0f} seconds{why}"))
+        if not self._calls or self.blocked_by is not None:
+            return
+        if max(self._calls[0].since, self._taken) < time.monotonic() - READ_BACK_SECONDS:
+            self._over(LinkError(f"an event did not come back in {READ_BACK_SECONDS:.0f} seconds"))
 
     def fail(self, reason: str, retry_after: float) -> None:
         """Fail every call; what is not written yet is not written any more."""
@@ -235,6 +237,7 @@ class Writer:
         """Note that the broker is short of memory or disk, or not any more."""
         log.warning("backbone.blocked: %s", reason or "no longer")
         self.blocked_by = reason
+        self._taken = time.monotonic()
 
     def ended(self, error: LinkError) -> None:
         """Pass it on."""

@@ -104,6 +104,22 @@ async def test_a_duplicate_of_an_event_in_flight_waits_for_it(intake: Intake, lo
     assert again == Receipt(0, 1, first.cursor)
 
 
+async def test_a_producer_is_not_kept_waiting(
+    intake: Intake, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the log stands still a producer is told to ask again, and asking again stores nothing twice."""
+    monkeypatch.setattr("gateway.intake.ANSWER_SECONDS", 0.01)
+    log.hold()
+    for _ in range(2):
+        with pytest.raises(Problem, match="not durable after") as caught:
+            await publish(intake, "x", "y")
+        assert (caught.value.status, caught.value.retry_after) == (503, 1.0)
+    log.release()
+    assert (await publish(intake, "x", "y")).duplicates == 2
+    assert [event.given_id for event in log.events] == ["x", "y"]
+    assert intake.unavailable == 2
+
+
 async def test_a_duplicate_of_an_event_in_flight_fails_with_it(intake: Intake, log: MemoryLog) -> None:
     """If the original is not stored, its duplicate is not confirmed either, and the id is free again."""
     log.hold()
