@@ -149,6 +149,7 @@ class Window:
         self.head_tag = 0
         self.floor = 0  # events behind this position are here; it and all before are not
         self.evicted = 0  # how many events have left, for the metrics
+        self.restarts = 0  # positions from before the last one mean nothing
         self._events = Run()
         self._topics: dict[str, Run] = {}
 
@@ -164,6 +165,7 @@ class Window:
         """Forget everything: from now on this is the window of another log."""
         while len(self._events):
             self._drop_first()
+        self.restarts += 1
         self.epoch = epoch
         self.begin(head, head_tag)
 

@@ -61,6 +61,7 @@ class AsgiSink:
         self._bytes = 0
         self._taken = 0
         self._ready = asyncio.Event()
+        self.restarts = streams.hub.window.restarts  # when its place was found
 
     def write(self, data: bytes) -> bool:
         """Hold `data`; return whether there is room for more."""
@@ -173,6 +174,9 @@ class AsgiSubscriber:
     def _open(self, request: Request, place: Place, sink: AsgiSink, connection: Connection) -> None:
         # Not at the head of now: the response's head may have been on its way for a while, and with it the
         # promise that everything accepted since arrives.
+        if self._streams.hub.window.restarts != sink.restarts:  # the place means nothing any more
+            sink.abort()
+            return
         greeting = greeting_of(self._streams, connection, place)
         self._streams.open(sink, connection, request.patterns, place.position, greeting)
 

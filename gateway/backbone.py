@@ -107,12 +107,11 @@ class StreamLocator(Locator):
         Raises:
             LogError: the log had to be asked and could not be.
         """
-        if isinstance(start, Cursor) and start.epoch == self._recent.epoch:
-            ahead = start.position > self._recent.head
-            if ahead and await self._stream.reach(start.position):
-                # What is between holds nothing for clients, or was read meanwhile.
-                position = min(start.position, self._recent.head)
-                return await super().locate(Cursor(start.epoch, position, 0), wanted)
+        recent = self._recent
+        if isinstance(start, Cursor) and start.epoch == recent.epoch and start.position > recent.head:
+            reached = await self._stream.reach(start.position)
+            if reached and not start.tag and start.position > recent.head:
+                return Place(recent.head)  # what is between holds nothing for clients
         return await super().locate(start, wanted)
 
 

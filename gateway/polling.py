@@ -98,7 +98,7 @@ class Poller:
             Problem: the log could not be read, or became another one meanwhile.
         """
         selection = Selection(request.patterns)
-        epoch = self.hub.window.epoch
+        restarts = self.hub.window.restarts
         deadline = time.monotonic() + request.wait
         try:
             answer = await self._collect(selection, place, request.limit)
@@ -111,7 +111,9 @@ class Poller:
                 answer = await self._collect(selection, answer.place, request.limit)
         except LogError as error:
             raise unreadable(error) from error
-        if self.hub.window.epoch != epoch:  # its place means nothing here; asked again, its cursor is told so
+        if (
+            self.hub.window.restarts != restarts
+        ):  # its place means nothing here; asked again, its cursor is told so
             raise Problem(503, "the log is another one now; ask again with your cursor", retry_after=1)
         await self._send(answer, request, send)
 

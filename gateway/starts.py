@@ -90,21 +90,23 @@ class Locator:
             return Place(self._before_first(), reset=str(cursor))
         if cursor.position > window.head:
             return Place(window.head, reset=str(cursor))
-        there = await self._tag_at(cursor.position) if cursor.tag else 0
-        if not there:  # nothing to compare with: the cursor has no tag, or the event is gone
+        there = await self._tag_at(cursor.position) if cursor.tag else None
+        if there is None:  # nothing to compare with: the cursor has no tag, or the event is gone
             return Place(cursor.position)
         if there != cursor.tag:
             return Place(cursor.position, reset=str(cursor))
         return Place(cursor.position, cursor=str(cursor))
 
-    async def _tag_at(self, position: int) -> int:
-        """Return the tag of the event at `position`; 0 if it can no longer be had."""
+    async def _tag_at(self, position: int) -> int | None:
+        """Return the tag of the event at `position`; 0 if none is there, None if it can no longer be had."""
         tag = self._window.tag_at(position)
-        if not tag and self._log.first <= position <= self._window.floor:
+        if tag or position > self._window.floor:
+            return tag
+        if position >= self._log.first:
             events = await self._log.read(position - 1, 1)
-            if events and events[0].position == position:
-                tag = events[0].tag
-        return tag
+            if events and position >= self._log.first:
+                return events[0].tag if events[0].position == position else 0
+        return None
 
     async def _locate_time(self, time_ms: int) -> int:
         position = self._window.position_before(time_ms)

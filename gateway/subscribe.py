@@ -168,6 +168,15 @@ class Subscribe:
                 self._detach_stream(request, place, scope["http_version"], offer)
 
     async def _place(self, request: Request) -> Place:
+        """Return where the request begins, in the log as it is when this returns."""
+        window = self._streams.hub.window
+        while True:
+            restarts = window.restarts
+            place = await self._locate(request)
+            if window.restarts == restarts:
+                return place
+
+    async def _locate(self, request: Request) -> Place:
         """Return where the request begins: where it says, else where its consumer was, else at the head."""
         start, consumer = request.start, request.consumer
         if consumer is not None and start is None:
