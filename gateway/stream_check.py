@@ -98,10 +98,9 @@ async def look(address: Address, topology: Topology) -> Found:
             oldest = await _oldest(reader, topology.stream)
             newest = await _newest(reader, topology.stream) if oldest is not None else None
         elif stream:
-            hosts = ", ".join(bare)
             raise LinkError(
-                f"the stream {topology.stream!r} has no running replica on {hosts}: the address must have nodes "
-                "with one"
+                f"the stream {topology.stream!r} has no running replica on {', '.join(bare)}: the address "
+                "must have nodes with one"
             )
     finally:
         await _leave(links)

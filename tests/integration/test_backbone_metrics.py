@@ -105,10 +105,15 @@ def test_a_blocked_broker_is_seen(broker: Broker) -> None:
             with pytest.raises(AssertionError, match="answered 503"):
                 gateway.publish({"topic": "a", "data": 1})
             found = until(gateway, lambda each: each["sluice_backbone_blocked"] == 1)
-            assert found["sluice_backbone_failed_calls_total"] == 1
+            assert found["sluice_log_queued_events"] == 1
+            assert found["sluice_backbone_oldest_seconds"] > 4
+            with pytest.raises(AssertionError, match="the broker takes no events now"):
+                gateway.publish({"topic": "a", "data": 2})
+            assert measured(gateway)["sluice_backbone_failed_calls_total"] == 1
         finally:
             broker.control("set_vm_memory_high_watermark", "absolute", "512MB")
         until(gateway, lambda each: each["sluice_backbone_blocked"] == 0)
+        until(gateway, lambda each: each["sluice_log_queued_events"] == 0)
         assert gateway.publish({"topic": "a", "data": 1})["accepted"] == 1
 
 
