@@ -74,7 +74,10 @@ async def _serve(settings: Settings, worker: Worker | None) -> int:
         sys.stderr.write(
             f"sluice: serving on http://{shown}:{address[1]}, data in {settings.where_data_is}\n"
         )
-    starting.add_done_callback(lambda done: _started(done, server, worker))
+    if starting.done():
+        _started(starting, server, worker)
+    else:
+        starting.add_done_callback(lambda done: _started(done, server, worker))
     try:
         await server.serve(listeners)
     finally:
@@ -130,7 +133,7 @@ async def _attend(
 
 
 def _started(starting: asyncio.Task[None], server: Server, worker: Worker | None) -> None:
-    """End a server whose gateway cannot start after all: the broker came, and refuses."""
+    """Tell that the gateway is ready, or end its server: the broker came after all, and refuses."""
     if starting.cancelled():
         return
     if starting.exception() is not None:

@@ -30,6 +30,7 @@ from tests.support.clients import (
     until,
 )
 from tests.support.host import address_of
+from tests.support.postgres import PASSWORD, Postgres
 from tests.support.rabbitmq import Broker
 from tests.support.server import clean_environment, free_port
 from tests.support.workers import Impatient, WorkersProcess, ask, ask_any, pid_of, pids_of, runs
@@ -58,6 +59,12 @@ def process(broker: Broker) -> Iterator[WorkersProcess]:
 @pytest.fixture
 def address(process: WorkersProcess) -> Address:
     return address_of(process)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
 
 
 @pytest.fixture
@@ -437,6 +444,26 @@ async def test_in_memory_the_workers_still_share_their_consumers(
             assert await client.data(1) == [4]
 
 
+async def test_a_database_serves_all_workers(
+    database: Postgres, fresh: Callable[..., WorkersProcess]
+) -> None:
+    """With a PostgreSQL store no worker uses the data folder, and all know the same cursors."""
+    url = database.make()
+    with fresh(store=url, stream="stored") as gateway:
+        address = address_of(gateway)
+        async with open_subscriber(address, "websocket", "t", consumer="c") as client:
+            await publish(address, {"topic": "t", "data": 1}, {"topic": "t", "data": 2})
+            first, _ = await client.events(2)
+            await client.ask({"op": "ack", "cursor": first["cursor"]})
+        for _ in range(6):
+            async with open_subscriber(address, "sse", "t", consumer="c") as client:
+                assert await client.data(1) == [2]
+        assert not await asyncio.to_thread(os.path.exists, gateway.data)
+    said = await refused(fresh(store=url.replace(PASSWORD, "not-it"), stream="stored"))
+    assert "password" in said
+    assert "not-it" not in said
+
+
 async def test_without_a_broker_it_says_why(fresh: Callable[..., WorkersProcess]) -> None:
     """Workers that wait for the broker answer that they do, and end at once when they are told to."""
     gateway = fresh(backbone=f"amqp://guest:guest@127.0.0.1:{free_port()}/")
@@ -596,6 +623,42 @@ async def test_a_kept_connection_is_told_to_go_elsewhere(fresh: Callable[..., Wo
             publishers = [asyncio.ensure_future(publish_until_sent_away(number)) for number in range(8)]
             await reloaded(gateway)
             assert all(count > 0 for count in await asyncio.gather(*publishers))
+
+
+async def test_an_idle_connection_may_still_be_used(fresh: Callable[..., WorkersProcess]) -> None:
+    """What comes on a kept connection after its worker has drained is answered, as a last thing."""
+    with fresh(drain_seconds=8) as gateway:
+        address = address_of(gateway)
+        async with contextlib.AsyncExitStack() as stack:
+            kept = [await stack.enter_async_context(Tcp.open(address)) for _ in range(8)]
+            for each in kept:
+                assert (await exchange(each, request_bytes("GET", "/healthz"))).status == 200
+            query = [("topic", "t"), ("wait", "60")]
+            polls = [asyncio.ensure_future(fetch(address, "/v1/events", query)) for _ in range(12)]
+
+            async def all_wait() -> bool:
+                return bool((await ask(address, "/v1/connections"))["total"] == 12)
+
+            await until(all_wait, "twelve polls wait")
+            os.kill(gateway.pid, signal.SIGHUP)
+            await asyncio.wait(
+                polls, return_when=asyncio.FIRST_COMPLETED
+            )  # by the first worker, as it drains
+            kept = [each for each in kept if await goes_on(each)]
+            await asyncio.wait(polls)
+            kept = [each for each in kept if await goes_on(each)]
+        assert not kept, "every connection was at one of the workers that left"
+
+
+async def goes_on(tcp: Tcp) -> bool:
+    """Publish on a connection, which must be answered; return whether it is kept."""
+    response = await exchange(tcp, request_bytes("POST", "/v1/topics/kept", body=b"1"))
+    assert response.status == 202
+    if "connection" not in response.head:
+        return True
+    assert response.head["connection"] == "close"
+    assert await tcp.rest() == b""
+    return False
 
 
 async def test_settings_that_cannot_be_change_nothing(broker: Broker, tmp_path: Path) -> None:
