@@ -254,7 +254,7 @@ async def test_a_blocked_broker_refuses_and_goes_on(broker: Broker, topology: To
     """While the broker is short of memory producers are told to come back; reading goes on."""
     async with replicas(broker.url, topology, 1) as (one,):
         await one.log.append([event()])
-        await asyncio.to_thread(broker.control, "set_vm_memory_high_watermark", "absolute", "1MB")
+        broker.raise_alarm()
         try:
             waiting = one.log.append([event()])  # a broker says that it is blocked to whoever publishes
             await one.until(
@@ -264,7 +264,7 @@ async def test_a_blocked_broker_refuses_and_goes_on(broker: Broker, topology: To
                 await one.log.append([event()])
             assert len(await one.everything()) >= 1
         finally:
-            await asyncio.to_thread(broker.control, "set_vm_memory_high_watermark", "absolute", "512MB")
+            broker.lower_alarm()
         await waiting
         await one.until(lambda: one.log._writer.blocked_by is None, "the broker stayed blocked")
         await one.log.append([event()])

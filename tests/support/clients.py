@@ -338,6 +338,12 @@ async def publish(address: Address, *events: Message) -> Message:
     return answer
 
 
+async def metric(address: Address, name: str) -> float:
+    """Return the value of a metric that has no labels."""
+    lines = (await fetch(address, "/metrics")).body.decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
 # --- event streams -----------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -349,20 +350,25 @@ async def _is_ready(port: int) -> bool:
 
 class Producer:
     """
-    Publishes numbers, in batches, each again and again until the gateway said 202.
+    Publishes numbers, in batches, each again and again until a gateway said 202.
 
     Args:
-        port: of the gateway, on loopback.
+        port: of the gateway, on loopback; of several, it goes to the next when one fails.
         name: its own: the data of its events is `[name, number]`, and their id says the same.
         topics: the topics of the events, in turn.
         batch: events in one request.
         padding: characters added to each event.
         keys: how many keys the events have, in turn; 0 for none.
+
+    Attributes:
+        published: numbers below this were answered 202.
+        retries: how often it had to ask again.
+        slowest: how many seconds it waited for an answer at most.
     """
 
     def __init__(
         self,
-        port: int,
+        port: int | Sequence[int],
         name: str,
         topics: Sequence[str],
         *,
@@ -371,9 +377,11 @@ class Producer:
         keys: int = 0,
     ) -> None:
         self.name = name
-        self.published = 0  # numbers below this were answered 202
+        self.published = 0
         self.retries = 0
-        self._port = port
+        self.slowest = 0.0
+        self._ports = itertools.cycle([port] if isinstance(port, int) else port)
+        self._port = next(self._ports)
         self._topics = tuple(topics)
         self._batch = batch
         self._padding = ["x" * padding] if padding else []
@@ -382,10 +390,12 @@ class Producer:
 
     async def publish_until(self, done: asyncio.Event, pause: float = 0.0) -> None:
         """Publish batches until `done`; the last one is complete."""
-        while not done.is_set():
-            await self.publish()
-            await asyncio.sleep(pause)
-        self.close()
+        try:
+            while not done.is_set():
+                await self.publish()
+                await asyncio.sleep(pause)
+        finally:
+            self.close()
 
     async def publish(self) -> None:
         """Publish the next batch."""
@@ -395,6 +405,7 @@ class Producer:
             assert status in (0, 429, 503), f"publishing was answered {status}"
             self.retries += 1
             self.close()
+            self._port = next(self._ports)
             await asyncio.sleep(PAUSE)
         self.published += self._batch
 
@@ -411,6 +422,7 @@ class Producer:
     async def _post(self, body: bytes) -> int:
         """Send a request; return the answer's status, 0 if there was none."""
         head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d"
+        began = asyncio.get_running_loop().time()
         try:
             if self._connection is None:
                 self._connection = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
@@ -420,6 +432,8 @@ class Producer:
             await incoming.readexactly(int(answer.headers[b"content-length"]))
         except (OSError, asyncio.IncompleteReadError):
             return 0
+        finally:
+            self.slowest = max(self.slowest, asyncio.get_running_loop().time() - began)
         return answer.status
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ START_DEADLINE: Final = 120.0
 STOP_DEADLINE: Final = 60.0
 """Seconds for a node to end after SIGTERM."""
 
+COOKIE: Final = "sluicegate-tests"
 SBIN: Final = (Path("/usr/lib/rabbitmq/bin"), Path("/usr/local/lib/rabbitmq/bin"))
 ERLANG_ARGS: Final = "+S 1:1 +SDio 1 +A 1 +sbwt none +sbwtdcpu none +sbwtdio none"
 """One scheduler, and none that waits busily: a broker in the background of a small machine."""
@@ -252,6 +253,34 @@ class Broker:
             raise BrokerFailed(f"{tool} {' '.join(words)}: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def evaluate(self, expression: str) -> str:
+        """
+        Have the node evaluate an Erlang expression and return the result as text; takes milliseconds.
+
+        Raises:
+            BrokerFailed: the node cannot be reached, or the expression fails.
+        """
+        done = subprocess.run(
+            ["erl_call", "-n", self.node, "-c", COOKIE, "-e"],
+            input=f"{expression}.\n",
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode or not done.stdout.startswith("{ok, "):
+            raise BrokerFailed(f"{expression}: {done.stdout}{done.stderr}")
+        return done.stdout.removeprefix("{ok, ").removesuffix("}")
+
+    def raise_alarm(self) -> None:
+        """Let the node find that it has no memory left: it takes no more messages."""
+        self.evaluate('vm_memory_monitor:set_vm_memory_high_watermark({absolute, "1MB"})')
+
+    def lower_alarm(self) -> None:
+        """Let the node have memory again."""
+        self.evaluate('vm_memory_monitor:set_vm_memory_high_watermark({absolute, "512MB"})')
+
     def close(self) -> None:
         """End everything and remove the folder. Idempotent."""
         self.kill()
@@ -300,7 +329,7 @@ class Broker:
         (self.path / "env.conf").write_text("")
         cookie = self.path / ".erlang.cookie"
         if not cookie.exists():
-            cookie.write_text("sluicegate-tests")
+            cookie.write_text(COOKIE)
             cookie.chmod(0o400)
 
     def _environment(self) -> dict[str, str]:
@@ -332,9 +361,10 @@ class Cluster:
     Args:
         size: how many.
         config: lines added to each one's `rabbitmq.conf`.
+        niceness: how much they give way to others.
     """
 
-    def __init__(self, size: int = 3, config: Sequence[str] = ()) -> None:
+    def __init__(self, size: int = 3, config: Sequence[str] = (), *, niceness: int = 10) -> None:
         self._mapper = PortMapper()
         # The others join the first, which knows of nobody: one that knows of peers waits for them since 4.0.
         join = [
@@ -342,7 +372,12 @@ class Cluster:
             "cluster_formation.classic_config.nodes.1 = rabbit1@localhost",
         ]
         self.nodes = [
-            Broker([*(join if number > 1 else ()), *config], name=f"rabbit{number}", mapper=self._mapper)
+            Broker(
+                [*(join if number > 1 else ()), *config],
+                name=f"rabbit{number}",
+                mapper=self._mapper,
+                niceness=niceness,
+            )
             for number in range(1, size + 1)
         ]
 
@@ -357,7 +392,7 @@ class Cluster:
         for node in self.nodes:
             node.start()
         deadline = time.monotonic() + START_DEADLINE
-        while self.nodes[0].control("cluster_status").count("@localhost") < len(self.nodes):
+        while self.nodes[0].evaluate("[node() | nodes()]").count("@localhost") < len(self.nodes):
             if time.monotonic() > deadline:
                 raise BrokerFailed("the nodes did not form a cluster")
             time.sleep(0.2)
@@ -370,12 +405,12 @@ class Cluster:
 
     def leader(self, stream: str) -> Broker:
         """Return the node that leads a stream."""
-        listed = next(node for node in self.nodes if node.alive).control("list_queues", "name", "leader")
-        for line in listed.splitlines():
-            name, _, node = line.partition("\t")
-            if name == stream:
-                return next(each for each in self.nodes if each.node == node)
-        raise BrokerFailed(f"nobody leads {stream}:\n{listed}")
+        found = f'{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{stream}">>))'
+        for node in self.nodes:
+            with contextlib.suppress(BrokerFailed):  # it is down, or taken out of service
+                name = node.evaluate(f"{found}, node(amqqueue:get_pid(Queue))")
+                return next(each for each in self.nodes if each.node == name)
+        raise BrokerFailed(f"no node knows the stream {stream}")
 
     def __enter__(self) -> Self:
         try:
