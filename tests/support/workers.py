@@ -78,6 +78,7 @@ class WorkersProcess(GatewayProcess):
 
     def launch(self) -> None:
         self._launched += 1
+        self._environ["TMPDIR"] = self._folder.name  # what a killed supervisor leaves behind goes with it
         super().launch()
 
     def _is_ready(self) -> bool:
