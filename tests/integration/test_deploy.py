@@ -132,6 +132,13 @@ def replicas(broker: Broker) -> Iterator[list[GatewayProcess]]:
         ]
 
 
+def test_the_health_of_the_broker_can_be_asked_for(broker: Broker) -> None:
+    """The command by which compose.yaml asks is one that RabbitMQ knows and a healthy node passes."""
+    kind, tool, quiet, *words = SERVICES["rabbitmq"]["healthcheck"]["test"]
+    assert (kind, quiet) == ("CMD", "--quiet")
+    broker.control(*words, tool=tool)
+
+
 def addresses(replicas: list[GatewayProcess]) -> list[Address]:
     return [Address(each.host, each.port) for each in replicas]
 
