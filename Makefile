@@ -25,7 +25,7 @@ serve-rabbitmq: $(INSTALLED)  ## run two replicas on a broker, a private one or 
 	@exec $(PYTHON_IN) -m deploy.trial $(if $(BACKBONE),--backbone '$(BACKBONE)') $(ARGS)
 
 test: $(INSTALLED)  ## run all tests; ARGS="-k cursor" narrows them down
-	@.ci/packages chromium nginx nchan haproxy cc rabbitmq amqp postgres
+	@.ci/packages chromium nginx nchan haproxy cc node rabbitmq amqp postgres
 	$(PYTHON_IN) -m pytest $(ARGS)
 
 check: $(INSTALLED)  ## formatting, lint, types

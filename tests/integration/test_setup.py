@@ -56,7 +56,7 @@ def test_an_unknown_tool_is_refused() -> None:
     done = run_script("packages", "chrome")
     assert (done.returncode, done.stderr) == (
         1,
-        "packages: chrome is none of chromium, nginx, nchan, haproxy, cc, rabbitmq, amqp, postgres.\n",
+        "packages: chrome is none of chromium, nginx, nchan, haproxy, cc, node, rabbitmq, amqp, postgres.\n",
     )
 
 
