@@ -31,8 +31,8 @@ MAX_PARTS: Final = 100
 
 UNREADABLE: Final = Nothing()
 """
-What stands for data that is nested too deeply to be read. Every filter lets it through: better one event too
-many than one lost.
+What stands for data that cannot be read, being nested too deeply. Every filter lets it through: better one
+event too many than one lost.
 """
 
 _SEARCH_PARTS: Final = 10
@@ -77,7 +77,7 @@ def read(data: bytes) -> Any:
     """
     try:
         return _decode(data)
-    except msgspec.DecodeError:
+    except ValueError:
         return _read_large(data)
     except RecursionError:
         return UNREADABLE
