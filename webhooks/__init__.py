@@ -1,1 +1,1 @@
-"""Webhook delivery: the same events, pushed to endpoints. Nothing here yet."""
+"""Webhook delivery: the same events, pushed to endpoints. The gateway does not use it yet."""

@@ -149,6 +149,7 @@ def test_data_that_is_no_json() -> None:
 def test_numbers_of_any_size(data: bytes, source: dict[str, Any]) -> None:
     """A number too large for Python is larger than any other."""
     assert Filter(source).matches(read(data))
+    assert not Filter({"$not": source}).matches(read(data))
 
 
 def test_data_nested_too_deeply_is_let_through() -> None:

@@ -85,6 +85,7 @@ def test_values_are_not_repeated() -> None:
     ("headers", "said"),
     [
         ({"X-A": "1", "x-a": "2"}, "the header x-a is there twice"),
+        ({"x-a": "1", "X-A": "2"}, "the header X-A is there twice"),
         ({f"X-{at}": "x" for at in range(MAX_HEADERS + 1)}, "there are 33 headers: there may be 32"),
         (
             {"X-Long": "x" * (MAX_BYTES - len("X-Long: \r\n") + 1)},
