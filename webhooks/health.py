@@ -124,8 +124,7 @@ class Health:
         """Return how many more attempts may begin, with so many on their way."""
         if now < self.opens(now):
             return 0
-        cap = 1 if self.record.open_until else self.cap
-        return max(cap - in_flight, 0)
+        return max(self.cap - in_flight, 0)  # 1 while the breaker is half open: see `_open`
 
     def note(self, verdict: Verdict, duration: int, asked: int, now: int) -> bool:
         """
@@ -191,7 +190,11 @@ class Health:
         self._grown = 0
 
     def _opens(self, now: int) -> int:
-        return min(self.record.open_until, now + _LONGEST_OPEN_MS)
+        """Return until when the breaker is open; one that is open for too long saw another clock."""
+        self.record.open_until = min(self.record.open_until, now + _LONGEST_OPEN_MS)
+        return self.record.open_until
 
     def _wait(self, now: int) -> int:
-        return min(self.record.wait_until, now + LONGEST_MS)
+        """Return until when the receiver wants to be left alone, cut in the same way."""
+        self.record.wait_until = min(self.record.wait_until, now + LONGEST_MS)
+        return self.record.wait_until

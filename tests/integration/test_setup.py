@@ -39,7 +39,7 @@ def run_script(name: str, *arguments: str, path: str | None = None) -> subproces
 
 def test_nothing_is_said_when_nothing_is_missing() -> None:
     """On a machine that has all that the tests need, making sure of it is silent."""
-    done = run_script("packages", "chromium", "nginx", "nchan", "cc", "rabbitmq", "postgres")
+    done = run_script("packages", "chromium", "nginx", "nchan", "cc", "node", "rabbitmq", "postgres")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

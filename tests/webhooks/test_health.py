@@ -243,17 +243,21 @@ def test_a_clock_that_is_set_back_shuts_nothing_for_long() -> None:
     for back in (HOUR_MS, 100 * HOUR_MS, NOW - 1):
         health = broken()
         now = NOW - back
-        assert health.opens(now) <= now + LONGEST_OPEN_MS
-        assert not note(health, Verdict.FAILED, now)
-        assert health.record.first_failure == now
+        opens = health.opens(now)
+        assert opens <= now + LONGEST_OPEN_MS
+        assert health.room(opens, 0) == 1
+        assert not note(health, Verdict.FAILED, opens + 10)
+        assert health.record.first_failure == opens + 10
         note(health, Verdict.OVERLOADED, NOW, asked=LONGEST_MS)
         assert health.opens(now) == now + LONGEST_MS
+        assert health.room(now + LONGEST_MS, 0) == 1
 
 
 def test_a_clock_that_is_set_back_still_lets_the_cap_be_halved() -> None:
     health = made()
     note(health, Verdict.OVERLOADED, NOW)
     note(health, Verdict.OVERLOADED, NOW - HOUR_MS)
+    note(health, Verdict.OVERLOADED, NOW - HOUR_MS + 100)
     assert health.cap == CEILING // 4
 
 
