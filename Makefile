@@ -6,7 +6,7 @@ PYTHON_IN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve serve-rabbitmq test check format docs bench clean
+.PHONY: help install serve serve-rabbitmq test check format docs bench soak clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,10 @@ docs: $(INSTALLED)  ## write the pages that are generated from the code
 bench: $(INSTALLED)  ## measure, in ratios to a floor taken in the same run; ARGS="…" are its own
 	@.ci/packages cc nginx nchan rabbitmq
 	$(PYTHON_IN) -m bench $(ARGS)
+
+soak: $(INSTALLED)  ## two replicas under a steady load for ten minutes; ARGS="--minutes 60 --rate 500"
+	@.ci/packages rabbitmq
+	$(PYTHON_IN) -m tests.support.soak $(ARGS)
 
 clean:  ## remove what can be made again, but not .venv
 	rm -rf build dist bench/bin .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
