@@ -9,7 +9,7 @@ is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto, unique
 from typing import Final
@@ -19,7 +19,8 @@ from fanout.connection import Connection, Overflow, Signal
 from fanout.event import Event
 from fanout.frames import Wire, control_frame
 from fanout.hub import Cohort, Hub
-from fanout.window import Limits, Stretch
+from fanout.selection import Filter
+from fanout.window import Limits, Run, Stretch, candidates
 
 SHARED_BYTES: Final = 8 << 20
 """Bytes of parts that are kept for sharing."""
@@ -71,16 +72,42 @@ def joined(stretch: Stretch) -> Part:
     return Part(b"".join(stretch.frames), len(stretch.frames), stretch.upto)
 
 
-@dataclass(frozen=True, slots=True)
 class Block:
-    """A stretch of the log that was read for those who are behind the window: all events behind `after`."""
+    """
+    A stretch of the log that was read for those who are behind the window. As in the window, a client of one
+    topic out of many reads only what is its own: it is many who read a block.
 
-    after: int
-    events: list[Event]
+    Args:
+        after: the position it begins behind.
+        events: all that follow, at least one.
+    """
+
+    __slots__ = ("_run", "_topics", "after", "events")
+
+    def __init__(self, after: int, events: list[Event]) -> None:
+        self.after = after
+        self.events = events
+        self._run = Run()
+        self._topics: dict[str, Run] = {}
+        for event in events:
+            self._run.append(event)
+            run = self._topics.get(event.topic)
+            if run is None:
+                run = self._topics[event.topic] = Run()
+            run.append(event)
+
+    @property
+    def end(self) -> int:
+        """The position of its last event."""
+        return self.events[-1].position
 
     def holds(self, position: int) -> bool:
         """Say whether the event that follows `position` is in here."""
-        return self.after <= position < self.events[-1].position
+        return self.after <= position < self.end
+
+    def candidates(self, wanted: Filter, after: int) -> Iterable[Event]:
+        """Return the events behind a position that `wanted` may want."""
+        return candidates(self._run, self._topics, wanted, after)
 
 
 class Shared:
@@ -180,9 +207,9 @@ class CatchUp:
             return Fed.NEEDS_LOG  # it went on, or was rewound, meanwhile
         part = self._shared.find(connection, now)
         if part is None:
-            behind = [event for event in block.events if event.position > connection.position]
-            wanted, limits = self.hub.wanted(connection), self._limits(now)
-            part = joined(self.hub.window.read_stored(behind, wanted, connection.wire, limits))
+            wanted, wire, limits = self.hub.wanted(connection), connection.wire, self._limits(now)
+            events = block.candidates(wanted, connection.position)
+            part = joined(self.hub.window.read_stored(events, wanted, wire, limits, block.end))
             self._shared.keep(connection, part, now)
         return self._give(connection, part)
 

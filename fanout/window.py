@@ -246,16 +246,22 @@ class Window:
     def read(self, wanted: Filter, wire: Wire, after: int, limits: Limits) -> Stretch:
         """Return what `wanted` picks of the events behind `after`; `after` must not be before `floor`."""
         stretch = _take(
-            self._candidates(wanted, after), wanted, partial(self.frame, wire=wire), limits, self.head
+            candidates(self._events, self._topics, wanted, after),
+            wanted,
+            partial(self.frame, wire=wire),
+            limits,
+            self.head,
         )
         if self.bytes > self.max_bytes:  # by the frames just cached
             self.evict(0)
         return stretch
 
-    def read_stored(self, events: list[Event], wanted: Filter, wire: Wire, limits: Limits) -> Stretch:
+    def read_stored(
+        self, events: Iterable[Event], wanted: Filter, wire: Wire, limits: Limits, end: int
+    ) -> Stretch:
         """
-        Return what `wanted` picks of `events`, a stretch of the log that is not in the window; there must be
-        at least one.
+        Return what `wanted` picks of `events`, from a stretch of the log up to position `end` that is not in
+        the window.
 
         Their frames are not kept: nobody would count them, and whoever stands at the same place shares whole
         parts.
@@ -264,7 +270,7 @@ class Window:
         def encode(event: Event) -> bytes:
             return event_frame(wire, self.cursor_of(event), event.body)
 
-        return _take(events, wanted, encode, limits, events[-1].position)
+        return _take(events, wanted, encode, limits, end)
 
     def newest(self, wanted: Filter, count: int, upto: int) -> tuple[int, int]:
         """
@@ -302,13 +308,22 @@ class Window:
         """Return the topics in the window with the number of their events."""
         return {topic: len(run) for topic, run in self._topics.items()}
 
-    def _candidates(self, wanted: Filter, after: int) -> Iterable[Event]:
-        """Return the events behind `after` that `wanted` may want: its topics' runs, or everything."""
-        topics = wanted.topics
-        if topics is None or len(topics) > MAX_MERGED:
-            return self._events.after(after)
-        runs = [self._topics[topic].after(after) for topic in topics if topic in self._topics]
-        return runs[0] if len(runs) == 1 else merge(*runs, key=_position)
+
+def candidates(events: Run, topics: dict[str, Run], wanted: Filter, after: int) -> Iterable[Event]:
+    """
+    Return the events behind `after` that `wanted` may want.
+
+    Args:
+        events: all there are.
+        topics: the same by topic.
+        wanted: with topics of which the runs are merged, or else it may want everything.
+        after: a position.
+    """
+    names = wanted.topics
+    if names is None or len(names) > MAX_MERGED:
+        return events.after(after)
+    runs = [topics[name].after(after) for name in names if name in topics]
+    return runs[0] if len(runs) == 1 else merge(*runs, key=_position)
 
 
 def _take(

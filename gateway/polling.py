@@ -149,7 +149,8 @@ class Poller:
                     place = Place(window.floor)  # there never was anything
                 if not events:
                     continue
-                stretch = window.read_stored(events, selection, Wire.JSON, limits)
+                end = events[-1].position
+                stretch = window.read_stored(events, selection, Wire.JSON, limits, end)
                 last = next(event for event in reversed(events) if event.position <= stretch.upto)
                 place = Place(stretch.upto, cursor=window.cursor_of(last))
             frames += stretch.frames

@@ -13,6 +13,7 @@ from fanout.connection import Connection, Overflow, Signal, State
 from fanout.event import Event
 from fanout.frames import STREAM_WIRES, Wire
 from fanout.hub import Hub
+from fanout.selection import Selection
 from fanout.window import Window
 from tests.support.fakes import FakeSink, copy_of, event_of
 from tests.support.readers import Message, messages_in
@@ -158,12 +159,25 @@ def test_a_block_elsewhere_is_no_help(position: int) -> None:
     assert (connection.position, sink.writes) == (position, 0)
 
 
+def test_of_a_block_only_what_may_be_wanted_is_looked_at() -> None:
+    """Who wants topics by name is not shown what a block has of others; who has a pattern sees all of it."""
+    block = Stage(*"abcabc", max_events=1).block(0)
+
+    def shown(*patterns: str, after: int = 0) -> list[int]:
+        return [event.position for event in block.candidates(Selection(patterns), after)]
+
+    assert shown("a") == [1, 4]
+    assert shown("a", "c", "d") == [1, 3, 4, 6]
+    assert shown("a", "c", after=3) == [4, 6]
+    assert shown("d") == []
+    assert shown("*") == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_hole_in_the_log_is_no_gap() -> None:
     """Positions that no event ever had are passed over in silence."""
     stage = Stage(*"aaaa", max_events=1)
     connection, sink = stage.connect("a")
-    block = stage.block(0, 3)
-    del block.events[:2]
+    block = Block(0, stage.block(0, 3).events[2:])
     assert stage.catchup.feed_stored(connection, block, NOW) is Fed.MORE
     assert told(sink) == ["3"]
 

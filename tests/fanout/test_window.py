@@ -115,9 +115,9 @@ def test_a_stored_stretch_is_read_as_the_window_is() -> None:
     """Events from the log are picked and cut as those of the window are, and end where the stretch ends."""
     window = window_of("a")
     stored = events_of("a", "b", "a", begin=10)
-    stretch = window.read_stored(stored, Selection(["a"]), Wire.NDJSON, NO_LIMITS)
+    stretch = window.read_stored(stored, Selection(["a"]), Wire.NDJSON, NO_LIMITS, 12)
     assert (len(stretch.frames), stretch.upto, stretch.more) == (2, 12, False)
-    stretch = window.read_stored(stored, Selection(["a"]), Wire.NDJSON, Limits(1, 1 << 30, 0))
+    stretch = window.read_stored(stored, Selection(["a"]), Wire.NDJSON, Limits(1, 1 << 30, 0), 12)
     assert (len(stretch.frames), stretch.upto, stretch.more) == (1, 10, True)
 
 
@@ -125,7 +125,7 @@ def test_frames_of_stored_events_are_not_kept() -> None:
     """Events that are not in the window keep no frames, which nobody would count."""
     window = window_of("a")
     stored = events_of("a", "b", begin=10)
-    window.read_stored(stored, ALL, Wire.NDJSON, NO_LIMITS)
+    window.read_stored(stored, ALL, Wire.NDJSON, NO_LIMITS, 11)
     assert [event.frames for event in stored] == [None, None]
     assert window.bytes == OVERHEAD_BYTES + len(event_of(1).body)
 
