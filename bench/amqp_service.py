@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -63,15 +63,17 @@ def latency(lab: Lab, row: str) -> list[Result]:
     for stream in STREAMS:
         publish = {"rate": stream.requests, "array": stream.array, "k": 64, "spin": False}
         alone = bare_latency(lab, producer, watch, publish | {"amqp": node.port, "exchange": "peers"})
+        began, cpu = time.monotonic(), node.cpu_seconds()
         for where, load in loads.items():
             side = Side(load, publish | {"to": here.port, "fan": FEW})
             reports = [measure(lab, side, 2) for _ in range(lab.rounds)]
             for name, quantile in (("p50", p50_ms), ("p99", p99_ms)):
                 figure, base = middle(reports, quantile), alone[name]
                 what = f"{name} from publish to receive on {where}, {stream.what}"
-                results.append(
-                    Result(row, what, figure, "ms", base, "broker alone", figure / base, "", None, "")
-                )
+                results.append(Result(row, what, figure, "ms", base, "broker alone", figure / base, "", None))
+        used = (node.cpu_seconds() - cpu) / (time.monotonic() - began)
+        note = f"{stream.what}: the broker used {used:.0%} of the core that it shares"
+        results[-1] = replace(results[-1], note=note)
     return results
 
 
