@@ -96,8 +96,8 @@ class Pace:
 FLAT_OUT = {"rate": 0, "array": BURST, "k": 4, "lead": 4 * BURST}
 PACES = (
     Pace("at 1,000 events/s", {"rate": 1000, "array": 1, "k": 8}, (2000, 2000, 2000), 25),
-    Pace("as fast as the broker takes them", FLAT_OUT, (40_000, 16_000, 40_000), 12),
-    Pace("flat out, from the stream", FLAT_OUT, (80_000, 16_000, 80_000), 12, asleep=True),
+    Pace("as fast as the broker takes them", FLAT_OUT, (24_000, 8_000, 24_000), 12),
+    Pace("flat out, from the stream", FLAT_OUT, (48_000, 8_000, 48_000), 12, asleep=True),
 )
 
 
@@ -153,7 +153,7 @@ class Calls:
 
 
 CALLS = (Calls("singles", 1, 256, 32), Calls("arrays of 200", BURST, 4, 4))
-LOG_EVENTS, PIKA_EVENTS = 40_000, 8_000
+LOG_EVENTS, PIKA_EVENTS = 24_000, 6_000
 PUBLISH_TARGET = 25  # µs
 
 

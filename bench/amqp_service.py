@@ -33,6 +33,7 @@ BURST = 200
 # ---- latency ----
 
 FEW = 10  # subscribers where latency is measured
+LATENCY_SECONDS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def latency(lab: Lab, row: str) -> list[Result]:
         began, cpu = time.monotonic(), node.cpu_seconds()
         for where, load in loads.items():
             side = Side(load, publish | {"to": here.port, "fan": FEW})
-            reports = [measure(lab, side, 2) for _ in range(lab.rounds)]
+            reports = [measure(lab, side, LATENCY_SECONDS) for _ in range(lab.rounds)]
             for name, quantile in (("p50", p50_ms), ("p99", p99_ms)):
                 figure, base = middle(reports, quantile), alone[name]
                 what = f"{name} from publish to receive on {where}, {stream.what}"
@@ -84,7 +85,7 @@ def bare_latency(lab: Lab, producer: Load, watch: Peer, publish: dict[str, Any])
         producer.publish(**publish)
         producer.measure(lab.warm_up)
         watch.ask()
-        producer.measure(2 * lab.length)
+        producer.measure(LATENCY_SECONDS * lab.length)
         answers.append(watch.ask())
         producer.halt()
     return {name: median(answer[name] for answer in answers) for name in ("p50", "p99")}
