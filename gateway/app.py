@@ -174,8 +174,9 @@ class Gateway:
 
     async def _open_backbone(self, log: StreamLog) -> None:
         """Wait for the broker as long as it takes, and begin where its stream ends."""
-        from gateway.backbone import Taking, begin  # noqa: PLC0415  (nobody else pays for it)
+        from gateway.backbone import Taking, begin, takes, topology  # noqa: PLC0415  (nobody else pays for it)
 
+        self.intake.mint.takes = takes(topology(self.settings))
         await self.consumers.start()
         log.on_begin = lambda: begin(self, log)
         await log.start(Taking(self))

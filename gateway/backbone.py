@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -10,6 +11,7 @@ from fanout.closing import CloseReason
 from fanout.cursor import Cursor, Start
 from fanout.event import Event
 from fanout.selection import Filter
+from fanout.topics import matches
 from fanout.window import Window
 from gateway.amqp.address import Address
 from gateway.amqp.topology import Topology
@@ -60,6 +62,15 @@ def topology(settings: Settings) -> Topology:
         if settings.retention_bytes
         else most,
     )
+
+
+def takes(topology: Topology) -> Callable[[str], bool]:
+    """
+    Return what says whether an event of a topic, published to the exchange, comes to the stream: only through
+    a binding.
+    """
+    patterns = [pattern for name, pattern in topology.bindings if name == topology.exchange]
+    return lambda topic: any(matches(pattern, topic) for pattern in patterns)
 
 
 def address(settings: Settings) -> Address:
@@ -146,6 +157,8 @@ def begin(gateway: Gateway, log: StreamLog) -> None:
     tail = log.take_tail()
     gateway.feeder.restart()
     window = gateway.hub.window
+    if log.epoch != window.epoch or log.head < window.head:
+        gateway.dedup.clear()  # what it knows is not in the log any more
     window.restart(log.epoch, log.head, log.head_tag)
     window.preload(tail)
     gateway.dedup.restore(tail)

@@ -94,6 +94,10 @@ class Dedup:
         """Remember the ids of events that are in the log; given in the log's order, at the start."""
         self._learn(self._named(events))
 
+    def clear(self) -> None:
+        """Forget what is known: the log does not have it any more."""
+        self._generations.clear()
+
     def _named(self, events: Iterable[Event]) -> list[tuple[str, int]]:
         """Return id and time of the events whose ids are to be remembered."""
         if not self.window_ms:

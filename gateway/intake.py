@@ -141,9 +141,7 @@ class Intake:
                     await shield(original)
         except TimeoutError:
             self.unavailable += 1
-            detail = (
-                f"the events are not durable after {ANSWER_SECONDS:.2g} seconds; they may still become so"
-            )
+            detail = f"the events are not durable after {ANSWER_SECONDS:g} seconds; they may still become so"
             raise Problem(503, detail, retry_after=RETRY_SLOW) from None
         except LogBusy as error:
             self.busy += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 from zlib import crc32
@@ -51,11 +52,15 @@ class Mint:
     Args:
         max_event_bytes: how long an event's JSON may be.
         prefix: the beginning of every id it gives; see `random_prefix`.
+
+    Attributes:
+        takes: says whether the log takes events of a topic.
     """
 
     def __init__(self, max_event_bytes: int, prefix: str) -> None:
         self.max_event_bytes = max_event_bytes
         self._prefix = prefix.encode()
+        self.takes: Callable[[str], bool] = lambda _: True
         self._count = 0
         self._topics: dict[str, bytes] = {}
         self._types: dict[str, bytes] = {}
@@ -125,6 +130,9 @@ class Mint:
             check_topic(topic)
         except TopicError as error:
             raise Problem(422, str(error), members={"pointer": "/topic"}) from None
+        if not self.takes(topic):
+            detail = f"the topic {topic!a} is none of those that this gateway takes (setting: exchanges)"
+            raise Problem(422, detail, members={"pointer": "/topic"})
         if len(self._topics) >= MAX_TOPICS:
             self._topics.clear()
         part = self._topics[topic] = b'"topic":%b,"id":' % _encode(topic)

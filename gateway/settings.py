@@ -537,6 +537,9 @@ def _check_store(text: str) -> None:
         raise SettingsError("store", str(error)) from None
 
 
+MAX_NAME_BYTES: Final = 250
+"""A short string of AMQP has 255; the queue of the dead letters has five more than the exchange."""
+
 _ONLY_ENCRYPTED = "it says what to do with amqps://, but the backbone is none or not encrypted"
 
 # What contradicts the rest: the setting to name, the test, and the sentence.
@@ -562,6 +565,11 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
         "exchanges",
         lambda s: not re.fullmatch(r"([^,:]+(:[^,]*)?)(,[^,:]+(:[^,]*)?)*", s.exchanges),
         "{value!r} is no list of exchanges like events:#,orders:order.*",
+    ),
+    (
+        "exchanges",
+        lambda s: max(len(each.encode()) for each in re.split("[,:]", s.exchanges)) > MAX_NAME_BYTES,
+        f"the name of an exchange, or a pattern, has more than {MAX_NAME_BYTES} bytes",
     ),
     (
         "workers",

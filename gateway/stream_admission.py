@@ -10,6 +10,7 @@ this replica first read the message, which is remembered (`Clock`) for when it i
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections import OrderedDict
 from contextlib import suppress
@@ -18,6 +19,8 @@ from typing import Final
 from fanout.event import Event
 from gateway.stream_messages import Incoming, NoEvent, Received
 from gateway.stream_seen import Seen
+
+log = logging.getLogger(__name__)
 
 SKEW_MS: Final = 5000
 """How far the clock of another replica may lead."""
@@ -99,7 +102,7 @@ class Admission:
             NoEvent: it cannot be one.
         """
         latest = now + SKEW_MS if received.origin is not None else now
-        event = self._incoming.event(received, self.epoch, self._time, latest)
+        event = self._make(received, self._time, latest)
         self._time = event.time
         return event if event.given_id is None or self._is_first(event) else None
 
@@ -122,8 +125,18 @@ class Admission:
         latest = self.clock.at(received.offset)
         with suppress(NoEvent):
             skew = SKEW_MS if received.origin is not None else 0
-            return self._incoming.event(received, self.epoch, earliest, latest + skew)
+            return self._make(received, earliest, latest + skew)
         return None
+
+    def _make(self, received: Received, earliest: int, latest: int) -> Event:
+        """Return the event that a message is; a mistake of ours must cost this message, not the log."""
+        try:
+            return self._incoming.event(received, self.epoch, earliest, latest)
+        except NoEvent:
+            raise
+        except Exception:
+            log.exception("backbone.mistake: message %d to %r", received.offset, received.delivery.key)
+            raise NoEvent("the gateway made a mistake with it") from None
 
     def _is_first(self, event: Event) -> bool:
         """Say whether no event had this id lately; one that is not gets the position of the first."""

@@ -19,6 +19,7 @@ from typing import Any, Final
 from pamqp import commands
 
 from gateway.amqp.address import Address
+from gateway.amqp.connecting import connect
 from gateway.amqp.frames import Confirm, Delivery, Publications
 from gateway.amqp.link import (
     NOT_FOUND,
@@ -27,7 +28,6 @@ from gateway.amqp.link import (
     Link,
     LinkError,
     LinkRefused,
-    connect,
     said,
 )
 from gateway.amqp.properties import PropertiesError, encode, encode_headers

@@ -20,22 +20,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from secrets import token_hex
-from typing import Final
+from typing import Any, Final
 
 from fanout.event import OVERHEAD_BYTES, Event
 from gateway.amqp.address import Address
+from gateway.amqp.connecting import connect
 from gateway.amqp.frames import Delivery
-from gateway.amqp.link import ChannelClosed, Link, LinkError, LinkRefused, Listener, connect
+from gateway.amqp.link import ChannelClosed, Link, LinkError, LinkRefused, Listener
 from gateway.amqp.topology import Topology, check_version, declare
 from gateway.log import Deliver, LogDamaged, LogUnavailable, Measure
 from gateway.stream_admission import Admission
+from gateway.stream_barriers import Barriers
 from gateway.stream_dead import DeadLetters, naming
 from gateway.stream_history import Extent, History
-from gateway.stream_marks import BARRIER, BURIED, RENEW_EVENTS, RENEWAL
+from gateway.stream_marks import BARRIER, BURIED, RENEWAL, Renewal
 from gateway.stream_messages import Mark, NoEvent, Received
 from gateway.stream_reading import Reading, fingerprint, read_message
 from gateway.stream_scan import Scans
@@ -51,6 +54,9 @@ RETRY_CLOSED: Final = 5.0
 
 BACK_OFF: Final = (0.1, 3.0)
 """Seconds before the first and, doubled each time, before later attempts to connect; half of it is random."""
+
+SETTLED_SECONDS: Final = 10.0
+"""A connection that lived so long was a good one: when it is lost, the first attempt is made soon again."""
 
 VERIFY_SECONDS: Final = 5.0
 """How long the last message may take to come again before the stream is looked at from scratch."""
@@ -129,11 +135,10 @@ class StreamLog:
         self._last: Delivery | None = None
         self._anew = False  # the broker said that the stream is gone
         self._begun = False  # looked at from scratch at least once
-        self._renewed = 0  # offset of the last renewal
+        self._renewal = Renewal(topology.segment_bytes, topology.max_age_seconds)
         self._extent = Extent()
         self._admission = Admission(max_event_bytes, round(dedup_seconds * 1000), dedup_events)
         self._dead = DeadLetters()
-        self._barriers: dict[str, asyncio.Future[int]] = {}  # by nonce
         self._moved = asyncio.Event()  # `reached` moved
         self._tail: list[Event] = []
         # Older parts.
@@ -141,6 +146,7 @@ class StreamLog:
         self._history = History(self._scans, self._admission, self._extent)
         # Publishing.
         self._writer = Writer(topology, queue_bytes, queue_events, self._over)
+        self._barriers = Barriers(self._writer.mark)
         # Counters.
         self._events = self._dead_count = self._reconnects = self._resets = 0
 
@@ -256,11 +262,12 @@ class StreamLog:
                     await self._moved.wait()
         if self._reached + 1 >= position:
             return True
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._barrier()
-        except (TimeoutError, LinkError):
-            raise LogUnavailable("the broker does not answer", RETRY_DOWN) from None
+        if self._trouble is not None:
+            raise LogUnavailable(f"the broker is away: {self._trouble}", RETRY_DOWN)
+        barrier = self._barriers.shared()
+        await asyncio.wait([barrier], timeout=deadline - self._loop.time())
+        if not barrier.done() or barrier.cancelled():
+            raise LogUnavailable("the broker does not answer", RETRY_DOWN)
         return self._reached + 1 >= position
 
     def measures(self) -> Iterator[Measure]:
@@ -300,13 +307,13 @@ class StreamLog:
 
     async def _run(self, started: asyncio.Future[None]) -> None:
         """Keep connected until cancelled."""
-        wait = BACK_OFF[0]
+        wait, settled = BACK_OFF[0], math.inf
         while True:
             try:
                 await self._connect()
                 if not started.done():
                     started.set_result(None)
-                wait = BACK_OFF[0]
+                settled = time.monotonic() + SETTLED_SECONDS
                 await self._watch()
             except asyncio.CancelledError:
                 if not started.done():
@@ -324,6 +331,8 @@ class StreamLog:
                 log.exception("backbone.failed")
                 self._lost(LinkError("the gateway made a mistake while it connected"))
             await self._hang_up()
+            if time.monotonic() > settled:
+                wait, settled = BACK_OFF[0], math.inf
             await asyncio.sleep(wait * random.uniform(0.5, 1))
             wait = min(wait * 2, BACK_OFF[1])
             self._host = (self._host + 1) % len(self._address.hosts)
@@ -347,12 +356,15 @@ class StreamLog:
         writer = await connect(self._address, host, "sluicegate publish", self._writer)
         self._links = [writer]
         check_version(writer.version)
-        await declare(self._address, host, self._topology)
+        await declare(self._address, host, self._topology, writer.at)
         await self._writer.open(writer)
         self._reading = reading = Reading(self._over, self._writer.waits)
-        reader = await connect(self._address, host, "sluicegate read", reading, max_body=self._max_body)
+        reader = await connect(
+            self._address, host, "sluicegate read", reading, at=writer.at, max_body=self._max_body
+        )
         self._links.append(reader)
         if self._last is not None and await self._resume(reading, reader):
+            await self._catch_up()
             log.info("backbone.resumed: offset %d", self._reached)
         else:
             await self._begin(reading, reader)
@@ -373,9 +385,9 @@ class StreamLog:
                 self._reading.acknowledge()
             self._writer.expire()
             self._bury()
-            if self._reached - self._renewed > RENEW_EVENTS * random.uniform(1, 2):
+            if self._renewal.due(self._reached, time.monotonic()):
                 self._writer.mark(Mark(RENEWAL, self.epoch, token_hex(5)))
-                self._renewed = self._reached
+                self._renewal.renewed(self._reached, time.monotonic())
             if now - probed > PROBE_SECONDS:
                 probed = now
                 with contextlib.suppress(LinkError):
@@ -387,10 +399,7 @@ class StreamLog:
         self._silence()
         links, self._links = self._links, []
         self._reading = None
-        for barrier in self._barriers.values():
-            if not barrier.done():
-                barrier.cancel()
-        self._barriers.clear()
+        self._barriers.lost()
         await asyncio.gather(*(link.close() for link in links), self._scans.close())
 
     def _over(self, error: LinkError) -> None:
@@ -399,8 +408,12 @@ class StreamLog:
             self._ended.set_result(error)
 
     async def _open_scan(self, scans: Listener) -> Link:
-        host = self._address.hosts[self._host]
-        return await connect(self._address, host, "sluicegate scan", scans, max_body=self._max_body)
+        if not self._links:
+            raise LinkError(self._trouble or "there is no connection to the broker")
+        beside = self._links[0]
+        return await connect(
+            self._address, beside.host, "sluicegate scan", scans, at=beside.at, max_body=self._max_body
+        )
 
     # --- where to read ------------------------------------------------------------------------------------
 
@@ -429,6 +442,21 @@ class StreamLog:
                 return False
         reading.go(self._read_live)
         return True
+
+    async def _catch_up(self) -> None:
+        """
+        Read everything that is in the stream by now. Whoever was not answered, and publishes again, is told
+        from then on that it had come through, where otherwise there would be a second copy.
+        """
+        assert self._ended is not None
+        barrier = self._barriers.set()
+        reached, since = self._reached, time.monotonic()
+        while not barrier.done() and self._writer.blocked_by is None:
+            if self._reached != reached:
+                reached, since = self._reached, time.monotonic()
+            self._check_waiting(time.monotonic() - since)
+            either: list[asyncio.Future[Any]] = [barrier, self._ended]
+            await asyncio.wait(either, timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
 
     async def _begin(self, reading: Reading, link: Link) -> None:
         """Look at the stream from scratch: its beginning, its end, its epoch, its tail."""
@@ -502,6 +530,7 @@ class StreamLog:
         self._admission.clock.note(self._reached + 1, now)
         batch: list[Event] = []
         done: list[Call] = []
+        size = 0
         claim, origin = self._writer.claim, self._writer.origin
         for delivery in deliveries:
             received = read_message(delivery)
@@ -509,6 +538,7 @@ class StreamLog:
                 continue
             self._reached = received.offset
             self._last = delivery
+            size += delivery.size
             if received.mark is not None:
                 self._take_mark(received)
                 continue
@@ -521,6 +551,7 @@ class StreamLog:
                     done.append(claimed[0])
             if event is not None:
                 batch.append(event)
+        self._renewal.bytes += size
         if batch:
             self._publish_batch(batch)
         if done:
@@ -551,13 +582,11 @@ class StreamLog:
         mark = received.mark
         assert mark is not None
         if mark.kind == RENEWAL:
-            self._renewed = received.offset
+            self._renewal.renewed(received.offset, time.monotonic())
         elif mark.kind == BURIED and mark.epoch == self.epoch:
             self._dead.settled(mark.nonce)
         elif mark.kind == BARRIER:
-            barrier = self._barriers.pop(mark.nonce, None)
-            if barrier is not None and not barrier.done():
-                barrier.set_result(received.offset)
+            self._barriers.read(mark.nonce)
 
     # --- publishing -----------------------------------------------------------------------------------------
 
@@ -569,23 +598,6 @@ class StreamLog:
         if self._writer.blocked_by is not None:
             return LogUnavailable(f"the broker takes no events now: {self._writer.blocked_by}", RETRY_DOWN)
         return None
-
-    async def _barrier(self) -> None:
-        """Wait until everything that is in the stream now was read."""
-        assert self._loop is not None
-        if self._trouble is not None:
-            raise LinkError(self._trouble)
-        mark = Mark(BARRIER, "", token_hex(5))
-        future = self._barriers[mark.nonce] = self._loop.create_future()
-        self._writer.mark(mark)
-        try:
-            await future
-        except asyncio.CancelledError:
-            if future.cancelled() and self._trouble is not None:
-                raise LinkError("the connection was lost") from None
-            raise
-        finally:
-            self._barriers.pop(mark.nonce, None)
 
     def _bury(self) -> None:
         """Send to the dead letters what no other replica has sent."""

@@ -9,8 +9,8 @@ the epoch lies in the stream itself, and goes when it goes. Replicas publish mar
   in the stream counts, so replicas that create a stream together agree on one.
 - `buried` names messages that were sent to the dead letters; see `gateway.stream_dead`.
 - `renewal` repeats the epoch that counts. Written after a proposal was settled, at every start, and again
-  whenever many events followed the last, so that retention never removes the only one and a start finds it
-  near the end. Any renewal is right.
+  whenever much followed the last, or long ago (`Renewal`), so that retention never removes the only one and
+  a start finds it near the end. Any renewal is right.
 
 A stream that was deleted and made anew has no marks, so it gets a new epoch. So does one in which retention
 removed every mark because producers went on for long while no replica ran; then every cursor is too old
@@ -19,6 +19,8 @@ anyway.
 
 from __future__ import annotations
 
+import random
+from math import inf
 from secrets import choice
 from typing import Final
 
@@ -31,12 +33,55 @@ PROPOSAL: Final = "proposal"
 RENEWAL: Final = "renewal"
 
 RENEW_EVENTS: Final = 20_000
-"""Offsets behind the last renewal after which another is written."""
+"""Offsets behind the last renewal after which another is written …"""
+
+RENEW_SEGMENT: Final = 0.25
+"""… or this part of a segment, of which at least the newest is retained …"""
+
+RENEW_AGE: Final = 0.1
+"""… or this part of the age up to which is retained, if anything followed at all."""
 
 
 def random_epoch() -> str:
     """Return a name for a stream."""
     return "".join(choice(EPOCH_ALPHABET) for _ in range(EPOCH_LENGTH))
+
+
+class Renewal:
+    """
+    When the epoch is to be written down again.
+
+    Args:
+        segment_bytes: retention goes by segments of this size.
+        max_age_seconds: … that are as old as this; 0 is any age.
+
+    Attributes:
+        bytes: how much was read since the last renewal.
+    """
+
+    def __init__(self, segment_bytes: int, max_age_seconds: int) -> None:
+        self.bytes = 0
+        self._most_bytes = segment_bytes * RENEW_SEGMENT
+        self._most_seconds = max_age_seconds * RENEW_AGE or inf
+        self._offset = 0  # of the last renewal
+        self._time = 0.0  # when it was read
+
+    def renewed(self, offset: int, now: float) -> None:
+        """There is a renewal at an offset, or will be behind it; `now` in seconds, of any clock."""
+        self._offset, self._time, self.bytes = offset, now, 0
+
+    def due(self, reached: int, now: float) -> bool:
+        """
+        Say whether it is time for another, with the stream read up to offset `reached`.
+
+        One replica is enough, so each waits for another time.
+        """
+        patience = random.uniform(1, 2)
+        return reached > self._offset and (
+            reached - self._offset > RENEW_EVENTS * patience
+            or self.bytes > self._most_bytes * patience
+            or now - self._time > self._most_seconds * patience
+        )
 
 
 class EpochSearch:

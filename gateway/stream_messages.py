@@ -40,6 +40,7 @@ STAMP: Final = b"timestamp_in_ms"
 What a broker adds that was told to stamp messages (`message_interceptors.incoming.set_header_timestamp`).
 """
 DAY_MS: Final = 86_400_000
+SECOND_MS: Final = 1000
 EVENT: Final = b"e1"
 MARK: Final = b"m1"
 JSON: Final = b"application/json"
@@ -247,6 +248,7 @@ class Incoming:
         key: Any = None
         time = received.time or latest
         shown: bytes | None = None
+        left = 0
         if len(headers) > 1:
             name = name or headers.get(b"id")
             key = headers.get(b"key")
@@ -257,6 +259,7 @@ class Incoming:
                 time, shown = stamped, time_text(stamped)
         if shown is None and not ours and received.timestamp is not None:
             time, shown = _told(received.timestamp, latest)
+            left = SECOND_MS - 1 if time % SECOND_MS == 0 else 0  # it may be any moment of that second
         now = time if earliest <= time <= latest else max(min(time, latest), earliest)
         if shown is None and now != time:
             shown = time_text(time)
@@ -276,7 +279,7 @@ class Incoming:
         if received.minted or not name:
             event.given_id = None
         if received.expiration is not None:
-            event.expires = time + _expiration(received.expiration)
+            event.expires = time + left + _expiration(received.expiration)
         return event
 
     def _data(self, properties: Properties, body: bytes, *, ours: bool) -> tuple[bytes, bytes | msgspec.Raw]:

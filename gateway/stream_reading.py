@@ -61,9 +61,10 @@ class Reading:
         self._channel = 0
         self._waiting: list[Delivery] = []
         self._take: Callable[[list[Delivery]], None] | None = None
+        self._looked = 0  # how many of those were given to `fresh`
         self._arrived = asyncio.Event()
-        self._unacknowledged = 0
-        self._tag = 0
+        self._tag = 0  # of the last message that was taken
+        self._acknowledged = 0
 
     async def begin(self, link: Link, stream: str, offset: int | str) -> None:
         """Begin to consume at an offset, or behind the end (`next`)."""
@@ -71,6 +72,7 @@ class Reading:
         channel = await link.channel()
         await link.call(commands.Basic.Qos(prefetch_count=PREFETCH), channel)
         self._channel = channel
+        self._looked = self._tag = self._acknowledged = 0
         arguments: dict[str, FieldValue] = {"x-stream-offset": offset}
         await link.call(commands.Basic.Consume(queue=stream, arguments=arguments), channel)
 
@@ -79,7 +81,7 @@ class Reading:
         assert self._link is not None
         channel, self._channel = self._channel, 0
         self._waiting.clear()
-        await self._link.call(commands.Channel.Close(200, "done", 0, 0), channel)
+        await self._link.close_channel(channel)
 
     def go(self, take: Callable[[list[Delivery]], None]) -> None:
         """Hand on what waits, and from now on everything."""
@@ -90,13 +92,21 @@ class Reading:
 
     def acknowledge(self) -> None:
         """Give the broker credit for what was taken; also now and then, for it waits half an hour only."""
-        if self._unacknowledged and self._link is not None:
-            self._unacknowledged = 0
+        if self._tag > self._acknowledged and self._link is not None:
+            self._acknowledged = self._tag
             self._link.write(ack(self._channel, self._tag))
 
-    def peek(self) -> list[Received]:
-        """Return what waits."""
-        return [message for each in self._waiting if (message := read_message(each)) is not None]
+    def fresh(self) -> list[Received]:
+        """
+        Return what came since the last call; it goes on waiting. The broker gets credit for it, for what is
+        waited for may come behind more than it would send.
+        """
+        fresh = self._waiting[self._looked :]
+        if fresh:
+            self._looked = len(self._waiting)
+            self._tag = fresh[-1].tag
+            self.acknowledge()
+        return [message for each in fresh if (message := read_message(each)) is not None]
 
     async def first(self) -> Delivery:
         """Wait for the first message."""
@@ -117,8 +127,7 @@ class Reading:
         assert self._take is not None
         self._take(deliveries)
         self._tag = deliveries[-1].tag
-        self._unacknowledged += len(deliveries)
-        if self._unacknowledged >= PREFETCH // 4:
+        if self._tag - self._acknowledged >= PREFETCH // 4:
             self.acknowledge()
         self._rest_if_quick(len(deliveries))
 

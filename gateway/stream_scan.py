@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Final
 
 from pamqp import commands
@@ -27,6 +27,11 @@ NEXT_SECONDS: Final = 15.0
 """How long a message that must be there may take to come."""
 
 MAX_SCANS: Final = 4
+"""Beyond that those that nobody uses are ended."""
+
+MAX_READERS: Final = 8
+"""How many may read at a time; a crowd at a thousand places takes turns."""
+
 IDLE_SECONDS: Final = 30.0
 
 Open = Callable[["Scans"], Awaitable[Link]]
@@ -42,18 +47,18 @@ class Scan:
     """
 
     def __init__(self, link: Link, channel: int) -> None:
+        self.link = link
         self.channel = channel
         self.used = 0.0
         self.offset = 0  # of the message that comes next
-        self._link = link
         self._waiting: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
 
     async def begin(self, stream: str, offset: int | str, prefetch: int) -> None:
         """Begin at an offset, or at `first`."""
-        await self._link.call(commands.Basic.Qos(prefetch_count=prefetch), self.channel)
+        await self.link.call(commands.Basic.Qos(prefetch_count=prefetch), self.channel)
         arguments: dict[str, FieldValue] = {"x-stream-offset": offset}
-        await self._link.call(commands.Basic.Consume(queue=stream, arguments=arguments), self.channel)
+        await self.link.call(commands.Basic.Consume(queue=stream, arguments=arguments), self.channel)
         if isinstance(offset, int):
             self.offset = offset
 
@@ -74,8 +79,8 @@ class Scan:
             LinkError: the connection is gone, or nothing comes.
         """
         while not self._waiting:
-            if self._link.lost is not None:
-                raise self._link.lost
+            if self.link.lost is not None:
+                raise self.link.lost
             self._arrived.clear()
             try:
                 await asyncio.wait_for(self._arrived.wait(), NEXT_SECONDS)
@@ -83,7 +88,7 @@ class Scan:
                 raise LinkError("the broker does not send what the stream should hold") from None
         delivery = self._waiting.popleft()
         if delivery.tag % (PREFETCH // 4) == 0 or not self._waiting:
-            self._link.write(ack(self.channel, delivery.tag))
+            self.link.write(ack(self.channel, delivery.tag))
         return delivery
 
 
@@ -102,6 +107,7 @@ class Scans:
         self._link: Link | None = None
         self._scans: dict[int, Scan] = {}  # by channel
         self._opening = asyncio.Lock()
+        self._turns = asyncio.Semaphore(MAX_READERS)
 
     @asynccontextmanager
     async def at(self, offset: int | str, *, keep: bool = True) -> AsyncIterator[Scan]:
@@ -115,22 +121,24 @@ class Scans:
         Raises:
             LinkError: the broker cannot be reached.
         """
-        scan = await self._take(offset)
-        try:
-            yield scan
-        except BaseException:
-            keep = False
-            raise
-        finally:
-            if keep:
-                scan.used = asyncio.get_running_loop().time()
-            else:
-                await self._drop(scan)
+        # Whoever looks for the first message does so in the middle of a turn, or to know where to begin.
+        async with self._turns if isinstance(offset, int) else nullcontext():
+            scan = await self._take(offset)
+            try:
+                yield scan
+            except BaseException:
+                keep = False
+                raise
+            finally:
+                if keep:
+                    scan.used = asyncio.get_running_loop().time()
+                else:
+                    await self._drop(scan)
 
     async def _take(self, offset: int | str) -> Scan:
         async with self._opening:
             for channel, scan in self._scans.items():
-                if scan.offset == offset and scan.used:
+                if scan.offset == offset and scan.used and scan.link.lost is None:
                     del self._scans[channel]
                     scan.used = 0.0
                     self._scans[channel] = scan
@@ -147,15 +155,16 @@ class Scans:
         try:
             await scan.begin(self._stream, offset, 1 if offset == "first" else PREFETCH)
         except BaseException:
-            self._scans.pop(scan.channel, None)
+            await self._drop(scan)
             raise
         return scan
 
     async def _drop(self, scan: Scan) -> None:
-        """End a scan."""
-        if self._scans.pop(scan.channel, None) is not None and self._link is not None:
-            with suppress(LinkError):  # it ended by itself
-                await self._link.call(commands.Channel.Close(200, "done", 0, 0), scan.channel)
+        """End a scan; one of an earlier connection is ended already."""
+        if self._scans.get(scan.channel) is scan:
+            del self._scans[scan.channel]
+            with suppress(LinkError):  # the link ended
+                await scan.link.close_channel(scan.channel)
 
     async def tidy(self, now: float) -> None:
         """Close the connection if nobody used it for a while."""

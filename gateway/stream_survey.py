@@ -72,6 +72,7 @@ class Survey:
         self._tail_bytes = tail_bytes
         self._tail_events = tail_events
         self._search = EpochSearch()
+        self._live: list[Mark] = []  # those that came to the live consumer
 
     async def run(self, waits: Callable[[float], None]) -> Findings:
         """
@@ -84,19 +85,28 @@ class Survey:
         Raises:
             LinkError: the broker cannot be asked (any more).
         """
-        await self._mark(Mark(BARRIER, "", token_hex(5)), waits)
-        begin = self._reading.peek()[0].offset
+        begin = await self._mark(Mark(BARRIER, "", token_hex(5)), waits)
         oldest = await self._probe()
         tail, start = await self._read_tail(oldest, begin)
         return Findings(await self._agree(oldest, start, begin, waits), begin, tail)
 
-    async def _mark(self, mark: Mark, waits: Callable[[float], None]) -> None:
-        """Publish a mark and wait until it was read; it stays among what waits."""
+    async def _mark(self, mark: Mark, waits: Callable[[float], None]) -> int:
+        """
+        Publish a mark and wait until it was read; it stays among what waits, like all that comes before it.
+
+        Returns:
+            The first offset that came while it was waited for.
+        """
         self._publish(mark)
         since = time.monotonic()
-        while not any(
-            each.mark is not None and each.mark.nonce == mark.nonce for each in self._reading.peek()
-        ):
+        first: int | None = None
+        while True:
+            for each in self._reading.fresh():
+                since = time.monotonic()
+                first = each.offset if first is None else first
+                self._live += [each.mark] if each.mark is not None else []
+            if first is not None and any(each.nonce == mark.nonce for each in self._live):
+                return first
             waits(time.monotonic() - since)
             await self._reading.more()
 
@@ -132,8 +142,8 @@ class Survey:
 
     async def _agree(self, oldest: int, start: int, end: int, waits: Callable[[float], None]) -> str:
         """Return the epoch that all replicas agree on; propose one if there is none."""
-        self._note_live()
         complete = start <= oldest
+        self._note_live()
         epoch = self._search.epoch(complete=complete)
         if epoch is None and not complete:
             log.info("backbone.searching: no epoch near the end of the stream, reading it from the start")
@@ -147,10 +157,9 @@ class Survey:
         return epoch
 
     def _note_live(self) -> None:
-        """Note the marks that came to the live consumer."""
-        for received in self._reading.peek():
-            if received.mark is not None:
-                self._search.note(received.mark)
+        """Note the marks that came to the live consumer, which are behind all others."""
+        for mark in self._live:
+            self._search.note(mark)
 
     async def _search_all(self, oldest: int, end: int) -> str | None:
         """Read the stream until a renewal is found."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from struct import Struct
+from struct import Struct, error
 from typing import Final, NamedTuple
 
 METHOD: Final = 1
@@ -97,15 +97,21 @@ class Inbox:
         self._rest = b""
         self._contents: dict[int, _Content] = {}  # by channel
 
-    def feed(  # noqa: C901, PLR0912  (a call for each frame would cost as much as the frame)
-        self, data: bytes
-    ) -> tuple[list[Delivery], list[Frame]]:
+    def feed(self, data: bytes) -> tuple[list[Delivery], list[Frame]]:
         """
         Take in bytes; return what is complete now.
 
         Raises:
             FrameError: the bytes are no frames; the connection is of no more use.
         """
+        try:
+            return self._feed(data)
+        except (error, IndexError):
+            raise FrameError("a frame is shorter than what it should hold") from None
+
+    def _feed(  # noqa: C901, PLR0912  (a call for each frame would cost as much as the frame)
+        self, data: bytes
+    ) -> tuple[list[Delivery], list[Frame]]:
         if self._rest:
             data = self._rest + data
         deliveries: list[Delivery] = []
@@ -206,6 +212,8 @@ class Inbox:
     def _refusal(self, start: bytes, size: int) -> FrameError:
         if start == PROTOCOL_HEADER or start.startswith(b"AMQP"):
             return FrameError("it speaks another version of AMQP than 0-9-1")
+        if start.startswith(b"HTTP/"):
+            return FrameError("it speaks HTTP")
         if size + OVERHEAD > self.max_frame:
             return FrameError(f"a frame of {size} bytes is longer than agreed, or this is no AMQP")
         return FrameError("a frame does not end where it should")

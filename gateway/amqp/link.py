@@ -12,6 +12,7 @@ https://www.rabbitmq.com/docs/connection-blocked, …/auth-notification, …/con
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from importlib.metadata import version
 from typing import Any, Final, Protocol, cast
 
@@ -97,7 +98,7 @@ class Listener(Protocol):
 
 class Link(asyncio.Protocol):
     """
-    One connection to one node; made by `connect`.
+    One connection to one node; made by `gateway.amqp.connecting.connect`.
 
     Args:
         address: where and who.
@@ -118,6 +119,7 @@ class Link(asyncio.Protocol):
         max_body: int = MAX_BODY,
     ) -> None:
         self.host = host
+        self.at = host  # the very address
         self.frame_max = MAX_FRAME
         self.version: tuple[int, ...] = ()  # of the broker
         self.cluster = ""  # the name that the broker's cluster gives itself
@@ -133,7 +135,8 @@ class Link(asyncio.Protocol):
         self._opened.add_done_callback(_look)
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._waiters: dict[int, tuple[list[str], asyncio.Future[Method]]] = {}
-        self._channels = 0
+        self._channels = 0  # how many numbers were given out
+        self._free: set[int] = set()  # which of them can be given out again
         self._closing = False
         self._sent = False  # something since the last tick
         self._received = 0.0
@@ -158,12 +161,21 @@ class Link(asyncio.Protocol):
         try:
             deliveries, others = self._inbox.feed(data)
         except FrameError as error:
-            self._end(LinkError(f"{self._where()} broke the protocol: {error}"))
+            self._end(self._no_broker(error))
             return
         if deliveries:
             self._listener.delivered(deliveries)
         if others:
             self._take(others)
+
+    def _no_broker(self, error: FrameError) -> LinkError:
+        """Return what is to be said of a peer that sends something else than AMQP."""
+        if self._opened.done():
+            return LinkError(f"{self._where()} broke the protocol: {error}")
+        return LinkRefused(
+            f"what answers at {self._address.name(self.host)} is no broker for us: {error}; AMQP 0-9-1 has a "
+            "port of its own, usually 5672"
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed."""
@@ -207,10 +219,19 @@ class Link(asyncio.Protocol):
         return self._loop.time() - self._received
 
     async def channel(self) -> int:
-        """Open a channel and return its number."""
-        self._channels += 1
-        await self.call(commands.Channel.Open(), self._channels)
-        return self._channels
+        """Open a channel and return its number: a broker allows for 2,047 of them."""
+        if not self._free:
+            self._channels += 1
+            self._free.add(self._channels)
+        channel = self._free.pop()
+        await self.call(commands.Channel.Open(), channel)
+        return channel
+
+    async def close_channel(self, channel: int) -> None:
+        """Close a channel, or see that the broker has."""
+        with contextlib.suppress(ChannelClosed):
+            await self.call(commands.Channel.Close(200, "done", 0, 0), channel)
+            self._free.add(channel)
 
     async def call(self, method: Method, channel: int) -> Method:
         """
@@ -342,6 +363,7 @@ class Link(asyncio.Protocol):
     def _channel_closed(self, channel: int, method: Method) -> None:
         self.write(frame.marshal(commands.Channel.CloseOk(), channel))
         self._inbox.forget(channel)
+        self._free.add(channel)
         code, text = method.reply_code, method.reply_text
         error = (ChannelRefused if code == ACCESS_REFUSED else ChannelClosed)(code, text)
         waiter = self._waiters.get(channel)
@@ -407,45 +429,6 @@ class Link(asyncio.Protocol):
 
     def _where(self) -> str:
         return f"the broker at {self._address.name(self.host)}"
-
-
-async def connect(
-    address: Address,
-    host: tuple[str, int],
-    name: str,
-    listener: Listener,
-    *,
-    heartbeat: int = HEARTBEAT_SECONDS,
-    max_body: int = MAX_BODY,
-) -> Link:
-    """
-    Open a link.
-
-    Raises:
-        LinkRefused: wrong password, unknown virtual host, no trust by certificates or no files of them.
-        LinkError: nobody answers there, or not in time.
-    """
-    loop = asyncio.get_running_loop()
-    link = Link(address, host, name, listener, heartbeat, max_body)
-    where = f"the broker at {address.name(host)}"
-    try:
-        async with asyncio.timeout(OPEN_SECONDS):
-            context = await asyncio.to_thread(tls.context, address) if address.tls else None
-            await loop.create_connection(lambda: link, *host, ssl=context)
-            await link.opened()
-    except TimeoutError:
-        link.abort()
-        raise LinkError(f"{where} did not answer in {OPEN_SECONDS:.0f} seconds") from None
-    except tls.TlsError as error:
-        raise LinkRefused(str(error)) from None
-    except OSError as error:
-        if (refusal := tls.refusal(where, error)) is not None:
-            raise LinkRefused(refusal) from None
-        raise LinkError(f"{where} cannot be reached: {error.strerror or error}") from None
-    except BaseException:
-        link.abort()
-        raise
-    return link
 
 
 def said(text: str) -> str:

@@ -152,14 +152,21 @@ def _unreadable(problem: Exception) -> PropertiesError:
 
 
 def table(data: bytes, at: int, end: int) -> dict[bytes, Any]:
-    """Return the table at `at`, with its size in front; strings in it are bytes, as is every name."""
+    """
+    Return the table at `at`, with its size in front; strings in it are bytes, as is every name.
+
+    Of fields with the same name the first counts: it is the one that a broker overwrites with its own.
+    """
     at += 4
     found: dict[bytes, Any] = {}
+    twice: list[tuple[bytes, Any]] = []
     while at < end:
         stop = at + 1 + data[at]
         name = data[at + 1 : stop]
         kind = data[stop]
         at = stop + 1
+        if name in found:
+            twice.append((name, found[name]))
         if kind == _LONG:
             (found[name],) = _i64.unpack_from(data, at)
             at += 8
@@ -174,6 +181,7 @@ def table(data: bytes, at: int, end: int) -> dict[bytes, Any]:
             found[name], at = _field(data, kind, at)
     if at != end:
         raise PropertiesError("a table does not end where it says")
+    found.update(reversed(twice))
     return found
 
 

@@ -93,9 +93,17 @@ class Topology:
         return arguments
 
 
-async def declare(address: Address, host: tuple[str, int], topology: Topology) -> None:
+async def declare(
+    address: Address, host: tuple[str, int], topology: Topology, at: tuple[str, int] | None = None
+) -> None:
     """
     Declare everything that is not there.
+
+    Args:
+        address: where and who.
+        host: which of its hosts.
+        topology: what is to be there.
+        at: the host's very address (`Link.at`), if it is known.
 
     Raises:
         LinkRefused: something of that name is otherwise, or we may not; the sentence says what to do.
@@ -104,7 +112,7 @@ async def declare(address: Address, host: tuple[str, int], topology: Topology) -
     where = f"the broker at {address.name(host)}"
     try:
         async with asyncio.timeout(2 * OPEN_SECONDS):
-            connection = await _connect(address, host)
+            connection = await _connect(address, at or host)
             try:
                 await _declare(connection, topology)
             finally:
@@ -115,10 +123,10 @@ async def declare(address: Address, host: tuple[str, int], topology: Topology) -
         raise LinkError(f"{where}: {_text(error)}") from None
 
 
-async def _connect(address: Address, host: tuple[str, int]) -> AbstractConnection:
+async def _connect(address: Address, at: tuple[str, int]) -> AbstractConnection:
     return await aio_pika.connect(
-        host=host[0],
-        port=host[1],
+        host=at[0],
+        port=at[1],
         login=address.user,
         password=address.password,
         virtualhost=address.vhost,

@@ -138,8 +138,13 @@ def test_a_body_that_is_too_long_is_counted_and_not_kept() -> None:
     ("data", "sentence"),
     [
         (b"AMQP\x00\x01\x00\x00", "another version"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no AMQP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "no AMQP"),
         (b"\x01\x00\x01\x00\x00\x00\x04\x00\x14\x00\x0b\x00", "does not end"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it speaks HTTP"),
+        (
+            b"\x01\x00\x01\x00\x00\x00\x05\x00\x3c\x00\x3c\x09\xce" + b"\x02\x00\x01\x00\x00\x00\x01x\xce",
+            "shorter",
+        ),
         (frame.marshal(body.ContentBody(b"x"), 1), "without a message"),
         (frame.marshal(header.ContentHeader(0, 2, commands.Basic.Properties()), 1), "without a message"),
     ],

@@ -22,7 +22,15 @@ from gateway.amqp.properties import (
     usual,
 )
 from gateway.mint import DATA, DATA_BASE64, Mint
-from gateway.stream_marks import BARRIER, PROPOSAL, RENEWAL, EpochSearch, random_epoch
+from gateway.stream_marks import (
+    BARRIER,
+    PROPOSAL,
+    RENEW_EVENTS,
+    RENEWAL,
+    EpochSearch,
+    Renewal,
+    random_epoch,
+)
 from gateway.stream_messages import HEADER, Incoming, Mark, NoEvent, Outgoing, Received
 from gateway.stream_seen import Seen
 
@@ -130,6 +138,14 @@ def test_the_usual_is_what_encode_returns(text: bytes, name: bytes, value: bytes
     )
 
 
+def test_of_headers_with_one_name_the_first_counts() -> None:
+    """A second offset, which a producer wrote, does not stand in for the one that the broker wrote."""
+    fields = b"".join(b"\x0fx-stream-offsetl" + number.to_bytes(8) for number in (7, 2**62, 1))
+    table = fields + b"\x03keyS\x00\x00\x00\x01a\x03keyV"
+    read = Properties(b"\x20\x00" + len(table).to_bytes(4) + table)
+    assert read.headers == {b"x-stream-offset": 7, b"key": b"a"}
+
+
 @given(st.binary(max_size=80))
 def test_damaged_properties_are_refused(raw: bytes) -> None:
     """Bytes that are no properties end in properties or in a refusal, never in anything else."""
@@ -162,6 +178,16 @@ def test_a_producers_clock_does_not_lead() -> None:
     assert event.time == NOW
     assert b'"time":"2023-11-15T22:13:20.000Z"' in event.body
     assert DATA in event.body
+
+
+def test_a_lifetime_is_counted_from_the_end_of_a_second() -> None:
+    """A producer's time in whole seconds may be any moment of them: a short life does not end before that."""
+    headers = encode_headers({b"x-stream-offset": 0})
+    properties = b"\x21\x40" + headers + b"\x03500" + (NOW // 1000).to_bytes(8)
+    received = Received(Delivery(1, 1, b"events", b"a", properties, b"1", 1))
+    event = Incoming(1 << 20).event(received, "abcdef", 0, NOW + 5)
+    assert event.time == NOW // 1000 * 1000
+    assert event.expires == event.time + 999 + 500
 
 
 def test_a_mark_is_one_only_beside_the_exchanges() -> None:
@@ -230,6 +256,22 @@ def test_every_reader_finds_the_same_epoch(kinds: list[str], start: int) -> None
         search.note(mark)
     found = search.epoch(complete=start == 0)
     assert found == winner if start == 0 else found in (winner, None)
+
+
+def test_the_epoch_is_renewed_before_retention_takes_it() -> None:
+    """Much that was read, many messages, or a long time: each is followed by a renewal; quiet needs none."""
+    renewal = Renewal(1000, 60)
+    renewal.renewed(50, 100.0)
+    assert not renewal.due(50, 10_000.0)
+    assert not renewal.due(51, 105.0)
+    assert renewal.due(51, 112.1)
+    assert not renewal.due(50 + RENEW_EVENTS, 100.0)
+    assert renewal.due(51 + 2 * RENEW_EVENTS, 100.0)
+    renewal.bytes = 501
+    assert renewal.due(51, 100.0)
+    renewal.renewed(60, 100.0)
+    assert not renewal.due(61, 100.0)
+    assert not Renewal(1000, 0).due(1, 1e9)
 
 
 def test_an_epoch_that_is_none_is_no_mark() -> None:

@@ -32,6 +32,14 @@ async def stored(dedup: Dedup, *events: Event, now: int = 0) -> list[str | None]
     return ids(fresh)
 
 
+def test_what_is_known_can_be_forgotten() -> None:
+    """Once the log has lost its events their ids are new again."""
+    dedup = Dedup(300, 1000)
+    dedup.restore([event("a", 0)])
+    dedup.clear()
+    assert not len(dedup)
+
+
 async def test_an_id_is_a_duplicate_until_its_window_ends() -> None:
     """An id counts as published for the window after its event's time, and is new again at the end of it."""
     dedup = Dedup(5, 10)

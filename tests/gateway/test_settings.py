@@ -25,6 +25,13 @@ def refusal(
     return str(caught.value)
 
 
+@pytest.mark.parametrize("exchanges", ["x" * 251, "events:" + "a" * 251, "a:#," + "ä" * 126])
+def test_names_that_are_too_long_for_a_broker_are_refused(exchanges: str) -> None:
+    """What AMQP cannot carry is no setting."""
+    with pytest.raises(SettingsError, match="more than 250 bytes"):
+        Settings(exchanges=exchanges)
+
+
 def test_without_anything_the_defaults_hold() -> None:
     """A start without any setting serves this machine only and keeps its log in a folder of the user's."""
     settings = load({}, {})

@@ -13,7 +13,15 @@ import pytest
 from gateway.amqp.topology import Topology
 from gateway.log import LogBusy, LogDamaged, LogUnavailable
 from tests.support.rabbitmq import Broker
-from tests.support.stream_logs import Replica, event, new_topology, producer, replicas, send
+from tests.support.stream_logs import (
+    Replica,
+    event,
+    new_topology,
+    producer,
+    raw_producer,
+    replicas,
+    send,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -312,3 +320,86 @@ async def test_what_waiting_does_not_change_ends_the_start(
         assert "wrong@" not in str(caught.value)
     finally:
         await one.log.close()
+
+
+async def test_a_flood_does_not_keep_a_replica_from_beginning(broker: Broker, topology: Topology) -> None:
+    """A replica that starts behind a backlog of messages, more than it is sent at once, finds its way."""
+    async with replicas(broker.url, topology, 1):
+        pass
+    async with producer(broker.url) as channel:
+        await channel.queue_delete(topology.stream)
+    async with raw_producer(broker.url) as raw:
+        one = Replica(broker.url, topology)
+        starting = asyncio.create_task(one.start())
+        for _ in range(200):
+            raw.send(topology.exchange, *[(b"flood", b"\x00\x00", b"x" * 500)] * 200)
+            await asyncio.sleep(0.005)
+        async with asyncio.timeout(60):
+            await starting
+        await raw.settle()
+        await one.log.append([event("the.last")])
+        assert one.log.trouble() is None
+        assert len({each.position for each in one.events}) == len(one.events)
+        await one.log.close()
+
+
+async def test_a_crowd_ahead_writes_few_marks(broker: Broker, topology: Topology) -> None:
+    """However many clients come with positions ahead at once, the stream gets a mark or two for them."""
+    async with replicas(broker.url, topology, 1) as (one,):
+        await one.log.append([event()])
+        head = one.log.head
+        answers = await asyncio.gather(*(one.log.reach(head + 1000) for _ in range(500)))
+        assert not any(answers)
+        await one.log.append([event()])
+        assert one.log.head - head < 20
+
+
+async def test_a_crowd_reads_in_turns(broker: Broker, topology: Topology) -> None:
+    """Many who read at different places at once all get what is there, over few channels."""
+    async with replicas(broker.url, topology, 1) as (one,):
+        await one.log.append([event(data=b"%d" % number) for number in range(2000)])
+        first = one.events[0].position
+        open_channels = one.log._scans._scans
+        reads = [asyncio.create_task(one.log.read(first + 30 * number, 2000)) for number in range(60)]
+        most = 0
+        while not all(each.done() for each in reads):
+            most = max(most, len(open_channels))
+            await asyncio.sleep(0)
+        for number, each in enumerate(reads):
+            assert each.result()[0].position == first + 30 * number + 1
+        assert 1 < most <= 12
+
+
+async def test_an_epoch_outlives_its_first_mark(broker: Broker) -> None:
+    """When retention has removed what is old, with every mark in it, a new replica finds the same epoch."""
+    topology = new_topology(max_bytes=4_000_000, segment_bytes=1_000_000)
+    async with replicas(broker.url, topology, 1) as (one,):
+        for _ in range(20):
+            await one.log.append([event(data=b'"%b"' % (b"x" * 50_000)) for _ in range(10)])
+            await asyncio.sleep(0.15)  # the log looks now and then whether it is time
+        await one.log._history.probe()
+        assert one.log.first > 100, "retention removed nothing"
+        async with replicas(broker.url, topology, 1) as (two,):
+            assert two.log.epoch == one.log.epoch
+
+
+async def test_what_came_through_before_a_loss_is_known_at_once(topology: Topology) -> None:
+    """After a broker was killed, nothing is published before it is known what had come through."""
+    with Broker() as broker:
+        async with replicas(broker.url, topology, 1) as (one,):
+            broker.settle()
+            await one.until(lambda: one.log.trouble() is None, "it did not come back")
+            reader = one.log._links[1]
+            await one.log.append([event()])
+            # Nothing is read for a while: what is published meanwhile is in the stream, and not known here.
+            assert reader._transport is not None
+            reader._transport.pause_reading()
+            waiting = one.log.append([event(data=b"%d" % number) for number in range(100)])
+            await asyncio.sleep(1)
+            await asyncio.to_thread(broker.kill)
+            with pytest.raises(LogUnavailable):
+                await waiting
+            assert len(one.events) == 1
+            await asyncio.to_thread(broker.start)
+            await one.until(lambda: one.log.trouble() is None, "it did not come back")
+            assert len(one.events) == 101

@@ -11,9 +11,13 @@ from typing import Any, Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel
+from pamqp import commands
 
 from fanout.event import Event
 from gateway.amqp.address import Address
+from gateway.amqp.connecting import connect
+from gateway.amqp.frames import Confirm, Delivery, Publications, joined
+from gateway.amqp.link import Link, LinkError
 from gateway.amqp.topology import Topology
 from gateway.mint import Mint, random_prefix
 from gateway.stream_log import StreamLog
@@ -120,3 +124,54 @@ async def send(
     """Publish a plain message to the exchange."""
     exchange = await channel.get_exchange(topology.exchange, ensure=False)
     await exchange.publish(aio_pika.Message(body, **properties), topic)
+
+
+class Deaf:
+    """Hears a connection on which nothing is to be heard; a `gateway.amqp.link.Listener`."""
+
+    def __init__(self) -> None:
+        self.lost: LinkError | None = None
+
+    def delivered(self, deliveries: list[Delivery]) -> None: ...
+    def confirmed(self, confirms: list[Confirm]) -> None: ...
+    def returned(self, reason: str) -> None: ...
+    def blocked(self, reason: str | None) -> None: ...
+    def ended(self, error: LinkError) -> None:
+        self.lost = error
+
+
+class RawProducer:
+    """
+    Publishes whatever bytes it is told to, as fast as the socket takes them.
+
+    Args:
+        link: its connection.
+        channel: its channel.
+        deaf: hears it.
+    """
+
+    def __init__(self, link: Link, channel: int, deaf: Deaf) -> None:
+        self._link = link
+        self._channel = channel
+        self._deaf = deaf
+
+    def send(self, exchange: str, *messages: tuple[bytes, bytes, bytes]) -> None:
+        """Publish messages, each a routing key, property flags and list, and a body."""
+        publications = Publications(self._channel, exchange, self._link.frame_max)
+        self._link.write(joined(publications.frames(*message) for message in messages))
+
+    async def settle(self) -> None:
+        """Wait until the broker took everything; fail if it objected."""
+        await self._link.call(commands.Confirm.Select(), self._channel)
+        assert self._deaf.lost is None, self._deaf.lost
+
+
+@asynccontextmanager
+async def raw_producer(url: str) -> AsyncIterator[RawProducer]:
+    """Open a connection for messages that no client library would write."""
+    address, deaf = Address.parse(url), Deaf()
+    link = await connect(address, address.hosts[0], "raw", deaf)
+    try:
+        yield RawProducer(link, await link.channel(), deaf)
+    finally:
+        await link.close()
