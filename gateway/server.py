@@ -284,10 +284,11 @@ class HttpProtocol(HttpToolsProtocol):
         Raises:
             ClientGone: there is nobody at the other end any more.
         """
-        if self.transport.is_closing():
-            raise ClientGone
         cycle = self._answering
         assert cycle is not None
+        if self.transport.is_closing():
+            cycle.disconnected = True  # uvicorn hears of it only now and then, and complains until it has
+            raise ClientGone
         cycle.response_started = cycle.response_complete = True
         self._answering = None
         self.cycle = self.parser = None  # type: ignore[assignment]  # so that nothing is left to the collector
