@@ -40,13 +40,24 @@ class LogInUse(LogDamaged):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What makes a SQLite file one of ours: its name, the numbers in its header and its tables."""
+    """
+    What makes a SQLite file one of ours: its name, the numbers in its header and its tables.
+
+    Attributes:
+        file: its name in the data folder.
+        what: what it is, in messages.
+        application_id: marks it as ours.
+        version: of its tables.
+        schema: makes the tables of version 1.
+        changes: statements that make each later version from the one before.
+    """
 
     file: str
     what: str
     application_id: int
     version: int
     schema: tuple[str, ...]
+    changes: tuple[tuple[str, ...], ...] = ()
 
 
 class SqliteFile:
@@ -136,6 +147,8 @@ class SqliteFile:
             self._configure(connection)
             if _is_new(connection):
                 self._make(connection)
+            else:
+                self._bring(connection)
         except BaseException:
             connection.close()
             raise
@@ -209,8 +222,23 @@ class SqliteFile:
             connection.execute(statement)
         self._fill(connection)
         connection.execute(f"PRAGMA application_id={self._form.application_id}")
-        connection.execute(f"PRAGMA user_version={self._form.version}")
+        self._change(connection, 1)
         connection.execute("COMMIT")
+
+    def _bring(self, connection: sqlite3.Connection) -> None:
+        """Bring the tables of an older version to this one, in one transaction."""
+        version = _ask(connection, "PRAGMA user_version")
+        if version < self._form.version:
+            connection.execute("BEGIN IMMEDIATE")
+            self._change(connection, version)
+            connection.execute("COMMIT")
+
+    def _change(self, connection: sqlite3.Connection, version: int) -> None:
+        """Make the newest version from the one that is there."""
+        for statements in self._form.changes[version - 1 :]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={self._form.version}")
 
 
 def cause(error: sqlite3.Error) -> str:
