@@ -387,7 +387,7 @@ async def test_what_came_through_before_a_loss_is_known_at_once(topology: Topolo
     """After a broker was killed, nothing is published before it is known what had come through."""
     with Broker() as broker:
         async with replicas(broker.url, topology, 1) as (one,):
-            broker.settle()
+            await asyncio.to_thread(broker.settle)
             await one.until(lambda: one.log.trouble() is None, "it did not come back")
             reader = one.log._links[1]
             await one.log.append([event()])
