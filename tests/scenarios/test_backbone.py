@@ -231,7 +231,7 @@ class PlainProducer(Producer):
 
 @pytest.mark.xfail(
     strict=False,
-    reason="OPEN: once, on a busy machine, 63 of 20,200 events were confirmed to plain producers and never seen",
+    reason="OPEN: once 63 of 20,200 events were confirmed to plain producers and never seen",
 )
 async def test_events_of_plain_producers_are_accounted_for(
     broker: Broker, replicas: list[GatewayProcess], caplog: pytest.LogCaptureFixture
