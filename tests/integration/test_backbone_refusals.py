@@ -175,7 +175,6 @@ async def test_a_limit_of_queues_ends_the_start(broker: Broker, topology: Topolo
         ({"exchange": "direct", "bindings": (("direct", "#"),)}, "received 'topic' but current is 'direct'"),
         ({"exchange": "inner", "bindings": (("inner", "#"),)}, "inequivalent arg 'internal'"),
         ({"exchange": "", "bindings": (("", "#"),)}, "the exchange ''"),
-        ({"stream": "s" * 256}, "255"),
     ],
 )
 async def test_a_name_that_is_taken_ends_the_start(
