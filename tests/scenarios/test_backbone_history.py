@@ -12,9 +12,10 @@ from typing import Final
 
 import aio_pika
 import pytest
+from aiormq.exceptions import PublishError
 
 from fanout.cursor import Cursor
-from tests.support.accounts import TRANSPORTS, Follower, until
+from tests.support.accounts import DEADLINE, TRANSPORTS, Follower, until
 from tests.support.crowd import Producer
 from tests.support.rabbitmq import Broker
 from tests.support.server import GatewayProcess
@@ -195,12 +196,22 @@ async def _publish(producers: list[Producer], events: int) -> None:
 
 
 async def _publish_plain(url: str, messages: int) -> None:
-    """Publish messages of somebody who knows nothing of us."""
+    """Publish messages of somebody who knows nothing of us, each until the stream has it."""
     connection = await aio_pika.connect(url)
     try:
-        exchange = await (await connection.channel()).get_exchange("events", ensure=False)
-        await asyncio.gather(
-            *(exchange.publish(aio_pika.Message(b"%d" % number), "other") for number in range(messages))
-        )
+        channel = await connection.channel(on_return_raises=True)
+        exchange = await channel.get_exchange("events", ensure=False)
+
+        async def publish(number: int) -> None:
+            async with asyncio.timeout(DEADLINE):
+                while True:
+                    try:
+                        await exchange.publish(aio_pika.Message(b"%d" % number), "other")
+                    except PublishError:  # a broker that has just started has no queue for it yet
+                        await asyncio.sleep(0.1)
+                    else:
+                        return
+
+        await asyncio.gather(*(publish(number) for number in range(messages)))
     finally:
         await connection.close()

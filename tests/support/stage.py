@@ -94,7 +94,15 @@ class Play:
     async def all_have_all(self) -> None:
         """Wait until every client has what was published."""
         numbers = {each.name: each.published for each in self.producers}
-        await until(lambda: all(each.has(numbers) for each in self.followers), "all clients have all events")
+
+        def lacking() -> list[tuple[str, str | None, int, dict[str, int]]]:
+            return [
+                (each.transport, each.cursor, each.connections, each.stretch.next if each.stretch else {})
+                for each in self.followers
+                if not each.has(numbers)
+            ]
+
+        await until(lambda: not lacking(), f"all clients have all of {numbers}", state=lacking)
 
     def account(self) -> Account:
         """Return the account, and print it."""
