@@ -8,6 +8,7 @@ are kept. Nothing here touches the live consumer, so live delivery never waits f
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +22,9 @@ from gateway.stream_scan import Scan, Scans
 
 RETRY_SECONDS: Final = 2.0
 """After which a refused reader should try again."""
+
+SLICE_SECONDS: Final = 0.001
+"""How long messages are made events of before the loop does other things; a part takes ten times as long."""
 
 BLOCKS_BYTES: Final = 8 << 20
 """Memory for parts that were read lately."""
@@ -122,6 +126,7 @@ class History:
         size = 0
         earliest = 0
         at = after  # the last position that is accounted for
+        end = time.monotonic() + SLICE_SECONDS
         while size < max_bytes and at < head:
             received = read_message(await scan.next())
             if received is None or received.offset < at:
@@ -134,10 +139,13 @@ class History:
                 earliest = event.time
                 events.append(event)
                 size += len(event.body) + OVERHEAD_BYTES
+            if time.monotonic() > end:
+                await asyncio.sleep(0)
+                end = time.monotonic() + SLICE_SECONDS
         scan.offset = at
-        end = min(at, head)
-        if end > (events[-1].position if events else after):
-            events.append(Event("", b"", earliest, 0, expires=1, position=end))
+        last = min(at, head)
+        if last > (events[-1].position if events else after):
+            events.append(Event("", b"", earliest, 0, expires=1, position=last))
         return events
 
     def _fetched(self, key: tuple[int, int], done: asyncio.Future[list[Event]]) -> None:

@@ -22,6 +22,7 @@ import msgspec
 from fanout.event import Event
 from gateway.amqp.frames import Delivery
 from gateway.amqp.properties import (
+    OFFSET,
     Properties,
     PropertiesError,
     encode,
@@ -33,7 +34,6 @@ from gateway.mint import DATA, MAX_TYPES, Mint, time_text
 from gateway.payloads import content_type, payload
 from gateway.problems import Problem
 
-OFFSET: Final = b"x-stream-offset"
 HEADER: Final = b"sluice"
 STAMP: Final = b"timestamp_in_ms"
 """

@@ -28,11 +28,13 @@ MOMENT: Final = 0.2
 """Seconds after which whoever waits for a message looks at other things too."""
 
 
-REST_SECONDS: Final = 0.008
+REST_SECONDS: Final = 0.03
+REST_EVENTS: Final = 30
 """
-How long reading rests between small reads when events come quickly. Waking up for an event costs several
-times what the event does, because all that it takes has left the caches meanwhile; and then every connection
-is written to as often. At 1,000 events a second it is done for eight together, 4 ms later on average.
+How long reading rests between small reads when events come quickly: until about so many have come, at most so
+long. Waking up for an event costs several times what the event does, because all that it takes has left the
+caches meanwhile; and then every connection is written to as often. At 1,000 events a second 30 are read
+together, 15 ms later on average; at 5,000 it is 3 ms.
 """
 
 FEW: Final = 64
@@ -138,7 +140,7 @@ class Reading:
         self._handed = now
         if self._pace >= QUICK and count < FEW and not self._hurried():
             assert self._link is not None
-            self._link.rest(REST_SECONDS)
+            self._link.rest(min(REST_SECONDS, REST_EVENTS * PACE_SECONDS / self._pace))
 
     # What the link reports.
 

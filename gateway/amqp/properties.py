@@ -50,6 +50,10 @@ _NUMBERS: Final = {
 }
 """Fields of fixed size, but for those that are common enough to have a line of their own."""
 
+OFFSET: Final = b"x-stream-offset"
+_ONLY_OFFSET: Final = _u32.pack(1 + len(OFFSET) + 1 + 8) + short(OFFSET) + b"l"
+"""How the table begins that is nothing but the offset: that of a plain producer's message in a stream."""
+
 DECIMAL_BYTES: Final = 5
 NO_HEADERS: Final[dict[bytes, Any]] = {}
 COMPOUND: Final = object()
@@ -103,7 +107,11 @@ class Properties:
                 end = at + 1 + header[at]
                 self.content_encoding = header[at + 1 : end]
                 at = end
-            if flags & HEADERS:
+            if flags & HEADERS and header.startswith(_ONLY_OFFSET, at):
+                at += len(_ONLY_OFFSET)
+                self.headers = {OFFSET: _i64.unpack_from(header, at)[0]}
+                at += 8
+            elif flags & HEADERS:
                 end = at + 4 + _u32.unpack_from(header, at)[0]
                 self.headers = table(header, at, end)
                 at = end

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gateway.amqp.frames import Delivery
-from gateway.amqp.properties import encode, encode_headers
+from gateway.amqp.properties import OFFSET, encode, encode_headers
 from gateway.stream_dead import MAX_BYTES, DeadLetters, naming
-from gateway.stream_messages import OFFSET, Received
+from gateway.stream_messages import Received
 
 
 def _message(offset: int, size: int = 1) -> Received:

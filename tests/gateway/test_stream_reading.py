@@ -9,7 +9,7 @@ import pytest
 
 from gateway.amqp.frames import Delivery
 from gateway.amqp.link import Link
-from gateway.stream_reading import FEW, QUICK, REST_SECONDS, Reading
+from gateway.stream_reading import FEW, PACE_SECONDS, QUICK, REST_EVENTS, REST_SECONDS, Reading
 
 
 class Rests:
@@ -49,7 +49,7 @@ def _deliveries(count: int) -> list[Delivery]:
 async def test_reading_rests_between_small_reads(
     monkeypatch: pytest.MonkeyPatch, reads: list[int], waits: bool, rests: int
 ) -> None:
-    """At one moment: the pace is what came, and the rests are those of small reads once it is quick."""
+    """At one moment: the pace is what came; small reads rest once it is quick, each shorter than the last."""
     monkeypatch.setattr("time.monotonic", lambda: 7.0)
     link = Rests()
     reading = Reading(lambda _: None, lambda: waits)
@@ -59,7 +59,25 @@ async def test_reading_rests_between_small_reads(
     for count in reads:
         reading.delivered(_deliveries(count))
     assert len(taken) == sum(reads)
-    assert link.rests == [REST_SECONDS] * rests
+    paces = range(int(QUICK), int(QUICK) + rests)
+    assert link.rests == [min(REST_SECONDS, REST_EVENTS * PACE_SECONDS / pace) for pace in paces]
+
+
+@pytest.mark.parametrize(("rate", "rest"), [(500, REST_SECONDS), (2000, REST_EVENTS / 2000)])
+async def test_the_faster_events_come_the_shorter_are_the_rests(
+    monkeypatch: pytest.MonkeyPatch, rate: int, rest: float
+) -> None:
+    """At a steady rate, so many events come together, unless that would take too long."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    link = Rests()
+    reading = Reading(lambda _: None, lambda: False)
+    await reading.begin(cast("Link", link), "stream", "next")
+    reading.go(lambda _: None)
+    for _ in range(rate):
+        now[0] += 1 / rate
+        reading.delivered(_deliveries(1))
+    assert link.rests[-1] == pytest.approx(rest, rel=0.02)
 
 
 async def test_slow_events_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
