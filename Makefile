@@ -26,7 +26,7 @@ serve-rabbitmq: $(INSTALLED)  ## run two replicas on a broker, a private one or 
 
 test: $(INSTALLED)  ## run all tests; ARGS="-k cursor" narrows them down
 	@.ci/packages chromium nginx nchan haproxy cc node rabbitmq amqp postgres
-	$(PYTHON_IN) -m pytest $(ARGS)
+	@.ci/test $(ARGS)
 
 check: $(INSTALLED)  ## formatting, lint, types
 	$(VENV)/bin/ruff format --check .
