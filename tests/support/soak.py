@@ -3,6 +3,7 @@ The soak: two replicas on one broker under a steady load for long, while clients
 
     make soak                                     # ten minutes at 2,000 events a second
     make soak ARGS="--minutes 60 --rate 500"
+    make soak ARGS="--dedup-seconds 20"       # memory has its size after two minutes, not after six
 
 Producers publish through both replicas, at a rate that does not depend on the answers. Most clients follow
 one producer each and stay for some seconds; a few follow everything. They use every transport, leave at any
@@ -159,11 +160,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--rate", type=float, default=2000, help="events a second")
     parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--dedup-seconds", type=float, help="for how long replicas remember ids")
     options = parser.parse_args()
+    settings = {} if options.dedup_seconds is None else {"dedup_seconds": options.dedup_seconds}
     soak = Soak(options.minutes * 60, options.rate, options.clients, sample_seconds=60)
     with ExitStack() as stack:
         broker = stack.enter_context(Broker(niceness=0))
-        replicas = [stack.enter_context(GatewayProcess(backbone=broker.url)) for _ in range(2)]
+        replicas = [stack.enter_context(GatewayProcess(backbone=broker.url, **settings)) for _ in range(2)]
         result = asyncio.run(soak.run(replicas))
     print(f"{result}; producers were {soak.late:.1f} s late at most")  # noqa: T201
     result.check()
