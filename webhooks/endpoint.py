@@ -219,7 +219,7 @@ class Endpoint:
         """Make a description ready for use."""
         self.description = description
         self.schedule = Schedule(description.schedule)
-        self.lines = own_lines(description.headers)
+        self.lines = own_lines(description.headers, description.origin)
         self.health.ceiling = description.ceiling
         self._types = frozenset(description.types)
         self._filter = None if description.filter is None else Filter(description.filter)

@@ -17,6 +17,7 @@ from webhooks import statements as sql
 from webhooks.asking import Ask, AskBulk, AskEach, Operation
 from webhooks.records import (
     BUCKETS,
+    NOWHERE,
     Attempt,
     Delivery,
     Due,
@@ -61,6 +62,12 @@ def log_number(epoch: str) -> Operation[int]:
             yield Ask(sql.ADD_LOG, (epoch, number))
             return number
     return int(rows[0][0])
+
+
+def list_logs() -> Operation[dict[int, str]]:
+    """Return the logs of which there ever were events: the epoch of each by its number."""
+    rows = yield Ask(sql.LOGS)
+    return dict(map(tuple, rows))
 
 
 # --- owners
@@ -288,7 +295,7 @@ def add_endpoint(settings: bytes, health: bytes) -> Operation[Endpoint]:
 
 
 def change_endpoint(
-    endpoint: int, revision: int, status: Status, settings: bytes, health: bytes
+    endpoint: int, revision: int, status: Status, settings: bytes, health: bytes, *, skip: bool
 ) -> Operation[Endpoint | None]:
     """
     Change an endpoint, and return it as it is now.
@@ -299,19 +306,26 @@ def change_endpoint(
         status: its new status; `REMOVED` removes it, with everything that belongs to it.
         settings: its new settings.
         health: its new health.
+        skip: whether a job begins that gives up all that is pending now. Until it is finished, whoever sends
+            leaves the endpoint alone.
 
     Returns:
         None if there is no such endpoint, or somebody else has changed it meanwhile.
     """
     new = yield from count("revision")
+    job = (yield from count("job")) if skip else 0
     rows = yield Ask(sql.CHANGE_ENDPOINT, (status.value, settings, health, new, endpoint, revision))
+    if rows and skip:
+        ((last,),) = yield Ask(sql.LAST_DELIVERY, (endpoint,))
+        yield Ask(sql.ADD_JOB, (job, endpoint, Task.SKIP.value, NOWHERE, NOWHERE if last is None else last))
     return _endpoint(rows[0]) if rows else None
 
 
-def find_endpoint(id: int) -> Operation[Endpoint | None]:
-    """Return an endpoint, if it is there."""
+def find_endpoint(id: int, *, removed: bool) -> Operation[Endpoint | None]:
+    """Return an endpoint, if it is there; or, if that is asked for, was removed not long ago."""
     rows = yield Ask(sql.ENDPOINT, (id,))
-    return _endpoint(rows[0]) if rows else None
+    found = _endpoint(rows[0]) if rows else None
+    return found if found is None or removed or found.status is not Status.REMOVED else None
 
 
 def list_endpoints(after: int, limit: int) -> Operation[list[Endpoint]]:

@@ -11,6 +11,7 @@ from webhooks.asking import Bulk, Each, Statement
 COUNT: Final = Statement("UPDATE counters SET value = value + 1 WHERE name = ?1 RETURNING value")
 LOG_NUMBER: Final = Statement("SELECT number FROM logs WHERE epoch = ?1")
 ADD_LOG: Final = Statement("INSERT INTO logs (epoch, number) VALUES (?1, ?2)")
+LOGS: Final = Statement("SELECT number, epoch FROM logs")
 
 # --- owners and buckets
 
@@ -122,7 +123,7 @@ CHANGE_ENDPOINT: Final = Statement(
     WHERE id = ?5 AND revision = ?6 AND status <> 'removed' RETURNING {_ENDPOINT}
     """
 )
-ENDPOINT: Final = Statement(f"SELECT {_ENDPOINT} FROM endpoints WHERE id = ?1 AND status <> 'removed'")
+ENDPOINT: Final = Statement(f"SELECT {_ENDPOINT} FROM endpoints WHERE id = ?1")
 ENDPOINTS: Final = Statement(
     f"SELECT {_ENDPOINT} FROM endpoints WHERE id > ?1 AND status <> 'removed' ORDER BY id LIMIT ?2"
 )
@@ -150,6 +151,7 @@ ATTEMPTS: Final = Statement(
     WHERE endpoint = ?1 AND message = ?2 AND number < ?3 ORDER BY number DESC LIMIT ?4
     """
 )
+LAST_DELIVERY: Final = Statement("SELECT max(message) FROM deliveries WHERE endpoint = ?1")
 BACKLOG: Final = Statement("SELECT count(*) FROM deliveries WHERE endpoint = ?1 AND standing = 0")
 REPEAT: Final = Statement(
     """

@@ -85,6 +85,10 @@ class Store(ABC):
         """See `operations.log_number`."""
         return await self._write(operations.log_number(epoch))
 
+    async def list_logs(self) -> dict[int, str]:
+        """See `operations.list_logs`."""
+        return await self._read(operations.list_logs())
+
     async def dispatch(
         self,
         owner: int,
@@ -132,14 +136,22 @@ class Store(ABC):
         return await self._write(operations.add_endpoint(settings, health))
 
     async def change_endpoint(
-        self, endpoint: int, revision: int, status: Status, settings: bytes, health: bytes
+        self,
+        endpoint: int,
+        revision: int,
+        status: Status,
+        settings: bytes,
+        health: bytes,
+        *,
+        skip: bool = False,
     ) -> Endpoint | None:
         """See `operations.change_endpoint`."""
-        return await self._write(operations.change_endpoint(endpoint, revision, status, settings, health))
+        operation = operations.change_endpoint(endpoint, revision, status, settings, health, skip=skip)
+        return await self._write(operation)
 
-    async def find_endpoint(self, id: int) -> Endpoint | None:
+    async def find_endpoint(self, id: int, *, removed: bool = False) -> Endpoint | None:
         """See `operations.find_endpoint`."""
-        return await self._read(operations.find_endpoint(id))
+        return await self._read(operations.find_endpoint(id, removed=removed))
 
     async def list_endpoints(self, after: int = 0, limit: int = 100) -> list[Endpoint]:
         """See `operations.list_endpoints`."""

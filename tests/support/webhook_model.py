@@ -141,6 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.model = Model()
         self.log: list[Message] = []
         self.number = self.do(self.store.log_number("epoch1"))
+        assert self.do(self.store.list_logs()) == {self.number: "epoch1"}
 
     @property
     def store(self) -> Store:
@@ -206,19 +207,32 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.targets[added.id] = Target(settings, added.revision)
 
     @precondition(lambda self: self.model.targets)
-    @rule(data=st.data(), stale=SELDOM, settings=st.binary(max_size=4), health=st.binary(max_size=4))
-    def change_endpoint(self, data: st.DataObject, stale: bool, settings: bytes, health: bytes) -> None:
+    @rule(
+        data=st.data(),
+        stale=SELDOM,
+        settings=st.binary(max_size=4),
+        health=st.binary(max_size=4),
+        skip=SELDOM,
+    )
+    def change_endpoint(
+        self, data: st.DataObject, stale: bool, settings: bytes, health: bytes, skip: bool
+    ) -> None:
         id = self.pick(data, self.model.targets)
         status = data.draw(st.sampled_from([*[Status.OPEN] * 6, *CLOSED, Status.REMOVED]))
         target = self.model.targets[id]
         revision = target.revision - stale
-        changed = self.do(self.store.change_endpoint(id, revision, status, settings, health))
+        changed = self.do(self.store.change_endpoint(id, revision, status, settings, health, skip=skip))
         if stale or target.status is Status.REMOVED:
             assert changed is None
             return
         assert changed is not None
         assert changed.revision > max(each.revision for each in self.model.targets.values())
         self.model.targets[id] = Target(settings, changed.revision, status, health)
+        if skip:
+            last = max((message for message, _ in self.model.of(id)), default=NOWHERE)
+            (job, *_) = self.do(self.store.list_jobs(id))
+            assert (job.task, job.last) == (Task.SKIP, last)
+            self.model.jobs[job.id] = Work(id, Task.SKIP, NOWHERE, last)
 
     # --- owners
 
@@ -556,6 +570,8 @@ class StoreMachine(RuleBasedStateMachine):
         for id in self.model.targets:
             found = self.do(self.store.find_endpoint(id))
             assert found == (None if id not in there else next(each for each in listed if each.id == id))
+            ever = self.do(self.store.find_endpoint(id, removed=True))
+            assert ever == next(each for each in changed if each.id == id)
 
     def look_at_deliveries(self, id: int) -> None:
         for standing in (None, Standing.DELIVERED, Standing.FAILED, Standing.EXPIRED):
