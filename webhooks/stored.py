@@ -30,8 +30,8 @@ _STATUSES: Final = {
 }
 _STATES: Final = {status: state for state, status in _STATUSES.items()}
 
-_ENDPOINT = re.compile(r"wh_([1-9][0-9]{0,17})", re.ASCII)
-_DELIVERY = re.compile(r"dl_([1-9][0-9]{0,17})_([1-9][0-9]{0,18})", re.ASCII)
+_ENDPOINT = re.compile(r"wh_([a-z2-7]{8})")
+_DELIVERY = re.compile(r"dl_([a-z2-7]{8})_([a-z2-7]{12})")
 
 
 class _Key(msgspec.Struct, frozen=True):
@@ -142,25 +142,48 @@ def record_of(health: bytes) -> Record:
 
 
 # --- names
+#
+# Numbers are mixed before they are written, so that a name does not tell how many there are, and nobody
+# thinks of taking it apart or of counting on.
+
+_DIGITS: Final = "abcdefghijklmnopqrstuvwxyz234567"  # those of a log's epoch: nothing to escape or confuse
+_FACTOR: Final = 0x9E3779B97F4A7C15
+"""Odd, so that multiplying by it modulo a power of two can be undone."""
+_ENDPOINT_DIGITS: Final = 8
+_MESSAGE_DIGITS: Final = 12
 
 
 def endpoint_name(id: int) -> str:
-    """Return the name of an endpoint: `wh_12`."""
-    return f"wh_{id}"
+    """Return the name of an endpoint, `wh_…`: always the same, and no other endpoint's."""
+    return f"wh_{_mixed(id, _ENDPOINT_DIGITS)}"
 
 
 def endpoint_id(name: str) -> int | None:
     """Return the id of the endpoint with a name; None if it is the name of none."""
     found = _ENDPOINT.fullmatch(name)
-    return int(found[1]) if found else None
+    return _unmixed(found[1]) if found else None
 
 
 def delivery_name(endpoint: int, message: int) -> str:
-    """Return the name of a delivery: `dl_12_1099511627777`."""
-    return f"dl_{endpoint}_{message}"
+    """Return the name of a delivery, `dl_…`: always the same, and no other delivery's."""
+    return f"dl_{_mixed(endpoint, _ENDPOINT_DIGITS)}_{_mixed(message, _MESSAGE_DIGITS)}"
 
 
 def delivery_key(name: str) -> tuple[int, int] | None:
     """Return endpoint and message of the delivery with a name; None if it is the name of none."""
     found = _DELIVERY.fullmatch(name)
-    return (int(found[1]), int(found[2])) if found else None
+    return (_unmixed(found[1]), _unmixed(found[2])) if found else None
+
+
+def _mixed(number: int, digits: int) -> str:
+    """Write a number that is not negative and fits into so many digits."""
+    mixed = number * _FACTOR % (1 << 5 * digits)
+    return "".join(_DIGITS[mixed >> 5 * place & 31] for place in reversed(range(digits)))
+
+
+def _unmixed(text: str) -> int:
+    mixed = 0
+    for digit in text:
+        mixed = mixed << 5 | _DIGITS.index(digit)
+    size = 1 << 5 * len(text)
+    return mixed * pow(_FACTOR, -1, size) % size
