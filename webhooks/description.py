@@ -179,7 +179,7 @@ def rotation(given: Given) -> tuple[Scheme, Secret | None, float]:
     Raises:
         Invalid: it cannot be.
     """
-    wanted = _decoded(given, Rotation)
+    wanted = decoded(given, Rotation)
     if wanted.secret is None:
         return wanted.scheme or Scheme.V1, None, wanted.overlap
     secret = _secret(wanted.secret)
@@ -190,7 +190,7 @@ def rotation(given: Given) -> tuple[Scheme, Secret | None, float]:
 
 def _checked(given: Given, admit: Admit | None) -> Description:
     """Decode a description and check all that its types do not say."""
-    description = _decoded(given, Description)
+    description = decoded(given, Description)
     if admit is not None:
         try:
             admit(description.url)
@@ -266,8 +266,13 @@ def _text(raw: msgspec.Raw, name: str) -> str:
         raise Invalid(f"the {name} is no string", step(name)) from None
 
 
-def _decoded(given: Given, type: type[Decoded]) -> Decoded:
-    """Decode members that are not null to a struct."""
+def decoded(given: Given, type: type[Decoded]) -> Decoded:
+    """
+    Decode members that are not null to a struct.
+
+    Raises:
+        Invalid: they cannot be.
+    """
     members = {name: raw for name, raw in given.items() if bytes(raw) != bytes(_NULL)}
     try:
         return msgspec.json.decode(msgspec.json.encode(members), type=type)

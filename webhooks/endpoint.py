@@ -84,7 +84,8 @@ TRANSITIONS: Final[dict[State, dict[Signal, State]]] = {
 CLOSED: Final = frozenset({State.DISABLED, State.GONE})
 """States in which deliveries are held, until the owner opens the endpoint again."""
 
-_REMEDIES: Final = {State.PAUSED: "resume it", State.DISABLED: "enable it", State.GONE: "enable it"}
+REMEDIES: Final = {State.PAUSED: "resume it", State.DISABLED: "enable it", State.GONE: "enable it"}
+"""What the owner does to have events sent again, in words."""
 
 
 class Outcome(Protocol):
@@ -197,7 +198,7 @@ class Endpoint:
             Invalid: it cannot be done in its state.
         """
         if signal not in TRANSITIONS[self.state]:
-            raise Invalid(f"the endpoint is {self.state.value}: {_REMEDIES[self.state]} first")
+            raise Invalid(f"the endpoint is {self.state.value}: {REMEDIES[self.state]} first")
         before = self.state
         self._apply(signal)
         if self.state is State.ACTIVE and before is not State.ACTIVE:

@@ -328,6 +328,12 @@ def find_endpoint(id: int, *, removed: bool) -> Operation[Endpoint | None]:
     return found if found is None or removed or found.status is not Status.REMOVED else None
 
 
+def count_endpoints() -> Operation[int]:
+    """Return how many endpoints there are."""
+    ((number,),) = yield Ask(sql.COUNT_ENDPOINTS)
+    return int(number)
+
+
 def list_endpoints(after: int, limit: int) -> Operation[list[Endpoint]]:
     """Return the next endpoints behind an id."""
     rows = yield Ask(sql.ENDPOINTS, (after, limit))

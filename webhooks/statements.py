@@ -127,6 +127,7 @@ ENDPOINT: Final = Statement(f"SELECT {_ENDPOINT} FROM endpoints WHERE id = ?1")
 ENDPOINTS: Final = Statement(
     f"SELECT {_ENDPOINT} FROM endpoints WHERE id > ?1 AND status <> 'removed' ORDER BY id LIMIT ?2"
 )
+COUNT_ENDPOINTS: Final = Statement("SELECT count(*) FROM endpoints WHERE status <> 'removed'")
 CHANGED_ENDPOINTS: Final = Statement(
     f"SELECT {_ENDPOINT} FROM endpoints WHERE revision > ?1 ORDER BY revision LIMIT ?2"
 )

@@ -153,6 +153,10 @@ class Store(ABC):
         """See `operations.find_endpoint`."""
         return await self._read(operations.find_endpoint(id, removed=removed))
 
+    async def count_endpoints(self) -> int:
+        """See `operations.count_endpoints`."""
+        return await self._read(operations.count_endpoints())
+
     async def list_endpoints(self, after: int = 0, limit: int = 100) -> list[Endpoint]:
         """See `operations.list_endpoints`."""
         return await self._read(operations.list_endpoints(after, limit))

@@ -175,6 +175,11 @@ def delivery_key(name: str) -> tuple[int, int] | None:
     return (_unmixed(found[1]), _unmixed(found[2])) if found else None
 
 
+def job_name(job: int) -> str:
+    """Return the name of a job, `job_…`."""
+    return f"job_{_mixed(job, _ENDPOINT_DIGITS)}"
+
+
 def _mixed(number: int, digits: int) -> str:
     """Write a number that is not negative and fits into so many digits."""
     mixed = number * _FACTOR % (1 << 5 * digits)
