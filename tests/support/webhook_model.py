@@ -16,7 +16,8 @@ from typing import Any, Final, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from webhooks.operations import HIGHEST, Fenced, Misplaced
+from webhooks.operations import HIGHEST, Misplaced
+from webhooks.ownership import Fenced
 from webhooks.records import (
     BUCKETS,
     NOWHERE,
