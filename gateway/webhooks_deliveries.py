@@ -130,7 +130,7 @@ class Deliveries:
         """Return the `webhook-id` of a delivery's attempts."""
         log, position = divmod(row.message, 1 << LOG_BITS)
         if log and log not in self._logs:
-            self._logs = await self._store.list_logs()
+            self._logs = await self._store.logs()
         epoch = self._logs.get(log)
         return epoch and message_id(str(Cursor(epoch, position, tag_of(row.event))))
 
@@ -195,7 +195,7 @@ class Deliveries:
             return records.NOWHERE
         if not isinstance(start, Cursor):
             raise Invalid(f"{member} is an RFC 3339 time, earliest, or the cursor of an event", f"/{member}")
-        logs = {epoch: number for number, epoch in (await self._store.list_logs()).items()}
+        logs = {epoch: number for number, epoch in (await self._store.logs()).items()}
         if start.epoch not in logs:
             raise Invalid("the cursor is of a log from which nothing was delivered", f"/{member}")
         return message_number(logs[start.epoch], min(start.position, (1 << LOG_BITS) - 1))

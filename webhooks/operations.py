@@ -1,8 +1,7 @@
 """
 What the store of webhooks does, each operation one transaction; see `webhooks.asking` for how they ask.
 
-Owners: whoever sends is an owner and holds buckets. Operations that an owner does for itself begin with the
-fence: its row is there, and the buckets are its own, until the commit. Otherwise nothing is changed.
+Operations that an owner does for itself begin with the fence; see `webhooks.ownership`.
 
 Locks are taken in one order everywhere, so that replicas cannot wait for each other in a circle: counters,
 owners, buckets, then endpoints, messages, deliveries, each by its key.
@@ -15,6 +14,7 @@ from typing import Final
 
 from webhooks import statements as sql
 from webhooks.asking import Ask, AskBulk, AskEach, Operation
+from webhooks.ownership import count, fence
 from webhooks.records import (
     BUCKETS,
     NOWHERE,
@@ -35,93 +35,8 @@ HIGHEST: Final = 2**62
 """More than any number that is given out."""
 
 
-class Fenced(Exception):
-    """The owner is none any more, or a bucket is somebody else's: it was taken over. Nothing was changed."""
-
-
 class Misplaced(Exception):
     """A bucket was not dispatched up to where the caller thought. Nothing was changed."""
-
-
-# --- counting
-
-
-def count(name: str) -> Operation[int]:
-    """Count one on, and return the number."""
-    ((number,),) = yield Ask(sql.COUNT, (name,))
-    return int(number)
-
-
-def log_number(epoch: str) -> Operation[int]:
-    """Return the number of a log, 1 and up; the first to ask gives it one."""
-    rows = yield Ask(sql.LOG_NUMBER, (epoch,))
-    if not rows:
-        number = yield from count("log")  # from here on nobody else does the same
-        rows = yield Ask(sql.LOG_NUMBER, (epoch,))
-        if not rows:
-            yield Ask(sql.ADD_LOG, (epoch, number))
-            return number
-    return int(rows[0][0])
-
-
-def list_logs() -> Operation[dict[int, str]]:
-    """Return the logs of which there ever were events: the epoch of each by its number."""
-    rows = yield Ask(sql.LOGS)
-    return dict(map(tuple, rows))
-
-
-# --- owners
-
-
-def join(lease_ms: int) -> Operation[int]:
-    """Become an owner for so long, and return its id, which nobody else ever has."""
-    owner = yield from count("owner")
-    yield Ask(sql.ADD_OWNER, (owner, lease_ms))
-    return owner
-
-
-def hold(owner: int, wanted: Collection[int], lease_ms: int) -> Operation[dict[int, int]]:
-    """
-    Stay an owner for so long from now on, and take those of the wanted buckets that nobody holds.
-
-    Returns:
-        All buckets that it holds, each with the place up to which it was dispatched.
-
-    Raises:
-        Fenced: it is no owner any more.
-    """
-    yield Ask(sql.LOCK_OWNERS)
-    if not (yield Ask(sql.RENEW_OWNER, (owner, lease_ms))):
-        raise Fenced
-    yield Ask(sql.BURY_OWNERS, (owner,))
-    if wanted:
-        yield Ask(sql.TAKE_BUCKETS, (owner, sorted(wanted)))
-    rows = yield Ask(sql.OWN_BUCKETS, (owner,))
-    return dict(map(tuple, rows))
-
-
-def give(owner: int, buckets: Collection[int]) -> Operation[None]:
-    """Give buckets away; the owner has finished what it had under way for them."""
-    yield Ask(sql.LOCK_OWNERS)
-    yield Ask(sql.GIVE_BUCKETS, (owner, sorted(buckets)))
-
-
-def leave(owner: int) -> Operation[None]:
-    """Be an owner no more."""
-    yield Ask(sql.LOCK_OWNERS)
-    yield Ask(sql.REMOVE_OWNER, (owner,))
-
-
-def fence(owner: int, buckets: Collection[int]) -> Operation[None]:
-    """
-    Make sure that buckets are the owner's until the commit.
-
-    Raises:
-        Fenced: one is not.
-    """
-    wanted = sorted(set(buckets))
-    if len((yield Ask(sql.FENCE, (owner, wanted)))) != len(wanted):
-        raise Fenced
 
 
 # --- dispatch
@@ -399,6 +314,12 @@ def list_pending(endpoint: int, after: tuple[int, int], limit: int) -> Operation
 def backlog(endpoint: int) -> Operation[int]:
     """Return how many deliveries of an endpoint are pending."""
     ((number,),) = yield Ask(sql.BACKLOG, (endpoint,))
+    return int(number)
+
+
+def count_pending(buckets: Collection[int]) -> Operation[int]:
+    """Return how many deliveries are pending for the endpoints of buckets."""
+    ((number,),) = yield Ask(sql.PENDING_OF, (sorted(buckets),))
     return int(number)
 
 

@@ -1,6 +1,4 @@
-"""
-Webhooks, all of it, as a gateway has it: what reads the log, what sends, and what others need of the store.
-"""
+"""Webhooks, all of it, as a gateway has it: what reads the log, what sends, what others need of the store."""
 
 from __future__ import annotations
 

@@ -19,6 +19,11 @@ LOCK_OWNERS: Final = Statement("SELECT value FROM counters WHERE name = 'owner' 
 ADD_OWNER: Final = Statement("INSERT INTO owners (id, until) VALUES (?1, {now} + ?2)")
 RENEW_OWNER: Final = Statement("UPDATE owners SET until = {now} + ?2 WHERE id = ?1 RETURNING id")
 REMOVE_OWNER: Final = Statement("DELETE FROM owners WHERE id = ?1")
+REMOVE_OWNERS: Final = Statement("DELETE FROM owners")
+LIVE_OWNERS: Final = Statement("SELECT id FROM owners WHERE until >= {now} ORDER BY id")
+HELD_BUCKETS: Final = Statement(
+    "SELECT bucket, owner FROM buckets JOIN owners ON owner = id WHERE until >= {now}"
+)
 BURY_OWNERS: Final = Statement(
     "DELETE FROM owners WHERE id IN (SELECT id FROM owners WHERE id <> ?1 AND until < {now} {skip})"
 )
@@ -158,6 +163,13 @@ REPEAT: Final = Statement(
     """
     UPDATE deliveries SET standing = 0, tries = 0, due = {now}
     WHERE endpoint = ?1 AND message {any2} AND standing <> 3 RETURNING message
+    """
+)
+PENDING_OF: Final = Statement(
+    """
+    SELECT count(*) FROM deliveries WHERE standing = 0 AND endpoint IN (
+        SELECT id FROM endpoints WHERE bucket {any1} AND status <> 'removed'
+    )
     """
 )
 IS_THERE: Final = Statement("SELECT 1 FROM endpoints WHERE id = ?1 AND status <> 'removed'")

@@ -16,7 +16,8 @@ from typing import Any, Final, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from webhooks.operations import HIGHEST, Fenced, Misplaced
+from webhooks.operations import HIGHEST, Misplaced
+from webhooks.ownership import Fenced
 from webhooks.records import (
     BUCKETS,
     NOWHERE,
@@ -141,7 +142,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.model = Model()
         self.log: list[Message] = []
         self.number = self.do(self.store.log_number("epoch1"))
-        assert self.do(self.store.list_logs()) == {self.number: "epoch1"}
+        assert self.do(self.store.logs()) == {self.number: "epoch1"}
 
     @property
     def store(self) -> Store:
