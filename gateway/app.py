@@ -23,6 +23,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fanout.catchup import CatchUp
+from fanout.event import Event
 from fanout.hub import Hub
 from fanout.window import Window
 from gateway.consumers import Consumers
@@ -43,6 +44,8 @@ from gateway.sqlite_log import SqliteLog
 from gateway.starts import Locator
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe, SubscribeLimits
+from gateway.webhooks_wiring import CONNECTIONS, webhooks
+from webhooks.service import Webhooks
 
 if TYPE_CHECKING:
     from gateway.postgres.database import Database
@@ -106,6 +109,7 @@ class Gateway:
         self.poller = Poller(self.streams, self.log, settings.poll_retry_after, name)
         self.drain = Drain(self.streams, self.poller, settings.drain_seconds)
         self.keepalive = Keepalive(self.streams, settings.heartbeat_seconds, settings.stall_timeout)
+        self.webhooks: Webhooks | None = webhooks(self) if settings.webhooks else None
         self.tasks = asyncio.TaskGroup()
         self._starting = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -149,6 +153,8 @@ class Gateway:
 
     async def close(self) -> None:
         """Close the log and what is kept beside it, also when the start was not finished. Idempotent."""
+        if self.webhooks is not None:
+            await self.webhooks.close()
         await self.log.close()
         await self.consumers.close()
         if self.store is not None:
@@ -164,13 +170,15 @@ class Gateway:
 
     async def _open_embedded(self, log: SqliteLog) -> None:
         """Open the log in the data folder, and fill the window from its tail."""
-        await log.start(self.hub.publish)
+        await log.start(self.deliver)
         await self.consumers.start()
         window = self.hub.window
         window.epoch = log.epoch
         window.begin(log.head, log.head_tag)
         window.preload(await log.tail())
         await self.intake.restore()
+        if self.webhooks is not None:
+            await self.webhooks.start()
 
     async def _open_backbone(self, log: StreamLog) -> None:
         """Wait for the broker as long as it takes, and begin where its stream ends."""
@@ -178,8 +186,16 @@ class Gateway:
 
         self.intake.mint.takes = takes(topology(self.settings))
         await self.consumers.start()
+        if self.webhooks is not None:
+            await self.webhooks.start()  # what is due is sent whether the broker is there or not
         log.on_begin = lambda: begin(self, log)
         await log.start(Taking(self))
+
+    def deliver(self, batch: list[Event]) -> None:
+        """Take the next events of the log."""
+        self.hub.publish(batch)
+        if self.webhooks is not None:
+            self.webhooks.wake()
 
     async def _run(self, ready: asyncio.Event) -> None:
         """Own every task of the gateway until it is told to stop."""
@@ -200,6 +216,8 @@ class Gateway:
         if (trouble := self.log.trouble()) is not None:
             reasons.append(trouble)
         if self.store is not None and (trouble := self.store.trouble()) is not None:
+            reasons.append(trouble)
+        elif self.webhooks is not None and self._running is not None and (trouble := self.webhooks.ready):
             reasons.append(trouble)
         return reasons
 
@@ -325,8 +343,13 @@ def _store(settings: Settings) -> tuple[Database, Consumers]:
     from gateway.postgres.address import Address  # noqa: PLC0415  (nobody else pays for it)
     from gateway.postgres.consumers import PART, PostgresConsumers  # noqa: PLC0415
     from gateway.postgres.database import Database  # noqa: PLC0415
+    from webhooks import postgres_store  # noqa: PLC0415
 
-    database = Database(Address.parse(settings.store), [PART])
+    address = Address.parse(settings.store)
+    if settings.webhooks:
+        database = Database(address, [PART, postgres_store.PART], connections=CONNECTIONS)
+    else:
+        database = Database(address, [PART])
     return database, PostgresConsumers(database)
 
 

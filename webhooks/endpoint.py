@@ -141,6 +141,11 @@ class Endpoint:
         """Whether its deliveries are held."""
         return self.state in CLOSED
 
+    @property
+    def is_picky(self) -> bool:
+        """Whether it matters what an event has beside its topic."""
+        return bool(self._types) or self._filter is not None
+
     def wants(self, message: Message) -> bool:
         """Say whether it gets an event whose topic one of its patterns matches."""
         if self._types and message.type not in self._types:
