@@ -44,7 +44,8 @@ from gateway.sqlite_log import SqliteLog
 from gateway.starts import Locator
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe, SubscribeLimits
-from gateway.webhooks_wiring import CONNECTIONS, webhooks
+from gateway.webhooks_api import WebhooksApi
+from gateway.webhooks_wiring import CONNECTIONS, Asking, webhooks
 from webhooks.service import Webhooks
 
 if TYPE_CHECKING:
@@ -267,6 +268,9 @@ class Gateway:
             Route(TOPIC_PATH, PublishTopic(self.intake, settings)),
             *self._operate().routes(),
         ]
+        if self.webhooks is not None:
+            api = WebhooksApi(self.webhooks, Asking(self.webhooks), self.intake, settings)
+            routes += api.routes()
         if DEMO is not None:
             routes += [Route("/", _demo), Mount("/demo", _DemoFiles(directory=DEMO))]
         application = Starlette(

@@ -9,7 +9,6 @@ from starlette.responses import Response
 
 from fanout.cursor import Cursor, Earliest, Since, parse_start
 from fanout.errors import CursorError
-from fanout.event import tag_of
 from gateway.operate import json_response
 from gateway.pages import read_limit, read_page, write_page
 from gateway.problems import Problem
@@ -19,9 +18,10 @@ from gateway.webhooks_shown import delivery_state, shown_attempt, shown_delivery
 from webhooks import records
 from webhooks.delivery import State
 from webhooks.description import decoded
-from webhooks.envelope import message_id
 from webhooks.errors import Invalid
+from webhooks.logbook import Logbook
 from webhooks.operations import HIGHEST
+from webhooks.parcels import named
 from webhooks.records import LOG_BITS, Standing, Status, Task, message_number
 from webhooks.service import Webhooks
 from webhooks.store import Store
@@ -51,7 +51,7 @@ class Deliveries:
     def __init__(self, webhooks: Webhooks) -> None:
         self._webhooks = webhooks
         self._store: Store = webhooks.store
-        self._logs: dict[int, str] = {}
+        self._logbook = Logbook(webhooks.store)
 
     # --- looking --------------------------------------------------------------------------------------------
 
@@ -126,13 +126,10 @@ class Deliveries:
             for row in rows
         ]
 
-    async def _webhook_id(self, row: records.Delivery) -> str | None:
+    async def _webhook_id(self, row: records.Delivery) -> str:
         """Return the `webhook-id` of a delivery's attempts."""
-        log, position = divmod(row.message, 1 << LOG_BITS)
-        if log and log not in self._logs:
-            self._logs = await self._store.logs()
-        epoch = self._logs.get(log)
-        return epoch and message_id(str(Cursor(epoch, position, tag_of(row.event))))
+        epoch = await self._logbook.epoch(row.message >> LOG_BITS)
+        return named(row.message, row.event, row.time, epoch)[0]
 
     # --- having done ----------------------------------------------------------------------------------------
 
@@ -195,10 +192,10 @@ class Deliveries:
             return records.NOWHERE
         if not isinstance(start, Cursor):
             raise Invalid(f"{member} is an RFC 3339 time, earliest, or the cursor of an event", f"/{member}")
-        logs = {epoch: number for number, epoch in (await self._store.logs()).items()}
-        if start.epoch not in logs:
+        number = await self._logbook.last_of(start.epoch)
+        if number is None:
             raise Invalid("the cursor is of a log from which nothing was delivered", f"/{member}")
-        return message_number(logs[start.epoch], min(start.position, (1 << LOG_BITS) - 1))
+        return message_number(number, min(start.position, (1 << LOG_BITS) - 1))
 
     # --- jobs -----------------------------------------------------------------------------------------------
 

@@ -96,7 +96,7 @@ def delivery_state(standing: Standing, *, is_open: bool) -> delivery.State:
 
 
 def shown_delivery(
-    row: records.Delivery, state: delivery.State, record: Record, webhook_id: str | None
+    row: records.Delivery, state: delivery.State, record: Record, webhook_id: str
 ) -> dict[str, Any]:
     """
     Return a delivery.
@@ -105,7 +105,7 @@ def shown_delivery(
         row: it as the store has it.
         state: see `delivery_state`.
         record: of its endpoint.
-        webhook_id: the value of the header `webhook-id` of its attempts, if it is known.
+        webhook_id: the value of the header `webhook-id` of its attempts.
     """
     shown: dict[str, Any] = {
         "id": delivery_name(row.endpoint, row.message),
@@ -117,8 +117,6 @@ def shown_delivery(
         "state": state.value,
         "attempts": row.attempts,
     }
-    if webhook_id is None:
-        del shown["webhook_id"]
     if state is delivery.State.PENDING:
         shown["next_attempt"] = shown_time(max(row.due, _waits_until(record)))
     elif state is not delivery.State.HELD:

@@ -35,10 +35,8 @@ class Logbook:
         """
         number = self._current.get(epoch)
         if number is None or number < seen:
-            await self._look()
-            numbers = [number for number, text in self._epochs.items() if _epoch(text) == epoch]
-            number = max(numbers, default=0)
-            if not number:
+            number = await self.last_of(epoch)
+            if number is None:
                 number = await self._store.log_number(epoch)
                 self._epochs[number] = epoch
             if number < seen:
@@ -61,6 +59,11 @@ class Logbook:
         if number not in self._epochs:
             await self._look()
         return _epoch(self._epochs[number])
+
+    async def last_of(self, epoch: str) -> int | None:
+        """Return the newest number of a log; None if it has none."""
+        await self._look()
+        return max((number for number, text in self._epochs.items() if _epoch(text) == epoch), default=None)
 
     async def _look(self) -> None:
         self._epochs = await self._store.logs()

@@ -83,11 +83,21 @@ def restored(message: records.Message, epoch: str | None) -> Parcel:
         message: the message.
         epoch: the name of its log; None if it is of none.
     """
-    if epoch is None:
-        # No cursor leads to it. The time sets it apart from those of another store.
-        name, cursor = f"msg_test-{message.number}-{message.time}", ""
-    else:
-        position = message.number & ((1 << LOG_BITS) - 1)
-        cursor = f"{epoch}-{position}-{tag_of(message.event):04x}"
-        name = message_id(cursor)
+    name, cursor = named(message.number, message.event, message.time, epoch)
     return parcel(envelope.Message(name, cursor, message.body), message.time, message.expires)
+
+
+def named(number: int, event: str, time: int, epoch: str | None) -> tuple[str, str]:
+    """
+    Return the `webhook-id` of a message, and the cursor of its event.
+
+    Args:
+        number: of the message.
+        event: id of the event.
+        time: milliseconds since the Unix epoch at which it was accepted.
+        epoch: the name of its log; None if it is of none, and no cursor leads to it.
+    """
+    if epoch is None:  # the time sets it apart from those of another store
+        return f"msg_test-{number}-{time}", ""
+    cursor = f"{epoch}-{number & ((1 << LOG_BITS) - 1)}-{tag_of(event):04x}"
+    return message_id(cursor), cursor

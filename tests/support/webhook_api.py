@@ -54,7 +54,8 @@ class StandIn(Webhooks):
     """
 
     def __init__(self, store: Store, guard: Guard) -> None:
-        super().__init__(store, guard)
+        self.store = store
+        self.guard = guard
         self.looks = 0
 
     def look(self) -> None:
