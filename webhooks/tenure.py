@@ -108,7 +108,7 @@ class Tenure:
         self._loop = asyncio.get_running_loop()
         self._giving: asyncio.Task[None] | None = None
         self._check = asyncio.Event()
-        seconds = ALONE_SECONDS if sharing is Sharing.ALONE else LEASE_SECONDS
+        seconds: float = ALONE_SECONDS if sharing is Sharing.ALONE else LEASE_SECONDS
         self._lease_ms = round(seconds * 1000)
 
     def holds(self) -> bool:
@@ -174,10 +174,10 @@ class Tenure:
             self._recalled = True
             self.owner = await self._store.join(self._lease_ms)
             self._before.remember(self.owner)
-        before = self._loop.time()
+        began = self._loop.time()
         wanted, surplus = await self._shares()
         held = await self._store.hold(self.owner, wanted, self._lease_ms)
-        self._until = before + self._lease_ms / 1000 - MARGIN_SECONDS
+        self._until = began + self._lease_ms / 1000 - MARGIN_SECONDS
         new = {bucket: place for bucket, place in held.items() if bucket not in self.buckets}
         if new:
             await self._taken(new)
