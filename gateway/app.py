@@ -216,9 +216,10 @@ class Gateway:
             reasons.append("draining")  # for a worker that leaves, another is ready on the same port
         if (trouble := self.log.trouble()) is not None:
             reasons.append(trouble)
-        if self.store is not None and (trouble := self.store.trouble()) is not None:
-            reasons.append(trouble)
-        elif self.webhooks is not None and self._running is not None and (trouble := self.webhooks.ready):
+        trouble = None if self.store is None else self.store.trouble()
+        if trouble is None and self.webhooks is not None and self._running is not None:
+            trouble = self.webhooks.ready
+        if trouble is not None:
             reasons.append(trouble)
         return reasons
 

@@ -403,8 +403,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     webhooks_ports: Annotated[
         str,
         _text(
-            "Ports that webhooks may be sent to: `443,8000-8999`; empty is 80, 443, and from 1024 on those that "
-            "belong to no other protocol.",
+            "Ports that webhooks may be sent to: `443,8000-8999`; empty is 80, 443, and from 1024 on those "
+            "that belong to no other protocol.",
             "What receivers use; behind other ports a request may be taken for something else.",
         ),
     ] = ""

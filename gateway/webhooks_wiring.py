@@ -1,8 +1,10 @@
-"""Puts webhooks into a gateway: made from its settings, on its log, and telling about themselves through it."""
+"""Puts webhooks into a gateway: made from its settings, on its log, and telling of themselves through it."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -18,7 +20,7 @@ from webhooks.service import Options, Webhooks
 from webhooks.source import Source
 from webhooks.sqlite_store import SqliteStore
 from webhooks.store import Store
-from webhooks.tenure import Sharing
+from webhooks.tenure import Predecessor, Sharing
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -32,14 +34,15 @@ CONNECTIONS: Final = 6
 def webhooks(gateway: Gateway) -> Webhooks:
     """Return the webhooks of a gateway; it starts and closes them."""
     settings, log = gateway.settings, gateway.log
-    store, sharing = _store(gateway)
     source = Source(log, gateway.hub.window, None if isinstance(log, SqliteLog) else log.reach)
     options = Options(
         timeout=settings.webhooks_timeout,
         in_flight=settings.webhooks_in_flight,
         retention_ms=int(settings.webhooks_retention_seconds * 1000),
     )
-    return Webhooks(store, source, publisher(gateway.intake), guard(settings), sharing, options)
+    store, sharing, before = _store(gateway)
+    publish = publisher(gateway.intake)
+    return Webhooks(store, source, publish, guard(settings), sharing, options, before)
 
 
 class Asking:
@@ -106,12 +109,48 @@ def publisher(intake: Intake) -> Publish:
     return publish
 
 
-def _store(gateway: Gateway) -> tuple[Store, Sharing]:
-    """Return where webhooks are kept, and with whom that is shared."""
+class OwnerFile:
+    """
+    Who this process was, in a file of the data folder: whoever has the embedded log open there is alone with
+    it, so what it was before is not running any more.
+
+    Args:
+        folder: the data folder; None remembers nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / "webhooks.owner"
+
+    def recall(self) -> int:
+        """See `webhooks.tenure.Predecessor`."""
+        try:
+            return 0 if self._path is None else int(self._path.read_text())
+        except (OSError, ValueError):
+            return 0  # then its lease has to end first
+
+    def remember(self, owner: int) -> None:
+        """See `webhooks.tenure.Predecessor`."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.write_text(f"{owner}\n")
+
+
+def _store(gateway: Gateway) -> tuple[Store, Sharing, Predecessor | None]:
+    """
+    Return where webhooks are kept, with whom that is shared, and who we were.
+
+    Replicas on a broker share one log, and so the work. Workers without a store in PostgreSQL have a file,
+    which has one writer: one of them does the work, and the others stand by. A gateway with a log of its own
+    shares with nobody, wherever its webhooks are kept.
+    """
+    settings = gateway.settings
     if gateway.store is not None:
         from webhooks.postgres_store import PostgresStore  # noqa: PLC0415  (nobody else pays for it)
 
-        return PostgresStore(gateway.store), Sharing.EVEN
+        store = PostgresStore(gateway.store)
+        if settings.backbone:
+            return store, Sharing.EVEN, None
+        return store, Sharing.STANDBY, OwnerFile(settings.data_folder)
     if gateway.worker is not None:
-        return SqliteStore(gateway.worker.store, shared=True), Sharing.STANDBY
-    return SqliteStore(gateway.settings.data_folder), Sharing.ALONE
+        return SqliteStore(gateway.worker.store, shared=True), Sharing.STANDBY, None
+    return SqliteStore(settings.data_folder), Sharing.ALONE, None

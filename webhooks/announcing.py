@@ -2,8 +2,8 @@
 Announcing: what operators and owners of endpoints should hear of is published as events of the log.
 
 Topics: `$webhooks.endpoint.disabled`, `$webhooks.endpoint.gone`, `$webhooks.delivery.exhausted`,
-`$webhooks.dispatch.gap`; the type is the same with `webhook.` for `$webhooks.`. Whoever subscribes to `#` gets
-them as everything else, but an endpoint only if one of its patterns begins with `$`; and what becomes of
+`$webhooks.dispatch.gap`; the type is the same with `webhook.` for `$webhooks.`. Whoever subscribes to `#`
+gets them as everything else, but an endpoint only if one of its patterns begins with `$`; and what becomes of
 deliveries of such an event is not announced again. So no endpoint that fails is sent ever more events about
 failing.
 
@@ -85,6 +85,11 @@ class Announcing:
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def waiting(self) -> int:
+        """How many outcomes wait to be announced."""
+        return len(self._waiting)
 
     def tell(self, settled: Settled, parcel: Parcel, outcome: Outcome) -> None:
         """Announce what an outcome brings about, and have it written down then."""

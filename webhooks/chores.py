@@ -94,7 +94,7 @@ class Chores:
             self._looked()
             try:
                 await self._look()
-                while await self._work():
+                while await self._work():  # noqa: ASYNC110  (each look is a step)
                     await asyncio.sleep(PAUSE)
             except (StoreUnavailable, Fenced):
                 await asyncio.sleep(BACK_OFF)

@@ -24,7 +24,7 @@ class Counters:
         gaps: stretches of the log that could not be read.
         announced: operational events.
         unannounced: operational events that could not be published.
-        repeated: outcomes that were not written down, because another replica had taken over.
+        overtaken: outcomes that were not written down, because another replica had taken over.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Counters:
         self.gaps = 0
         self.announced = 0
         self.unannounced = 0
-        self.repeated = 0
+        self.overtaken = 0
 
     def attempt(self, outcome: str, duration: int) -> None:
         """Count an attempt that took so many milliseconds."""

@@ -45,6 +45,7 @@ class Lane:
         behind: the store may have deliveries that are due and not in `known`.
         missed: something was added to the store while it was being asked.
         asking: the store is being asked.
+        released: what went out of its hands while it is asked: the answer may be from before that.
         queued: it waits for its turn to send.
         wakes_at: when it is looked at again, whatever happens; milliseconds since the Unix epoch.
         due_at: when something in the store becomes due that is not in `known`, as far as is known.
@@ -69,6 +70,7 @@ class Lane:
         "over",
         "queue",
         "queued",
+        "released",
         "revision",
         "saved",
         "settling",
@@ -90,6 +92,7 @@ class Lane:
         self.behind = True
         self.missed = False
         self.asking = False
+        self.released: set[int] = set()
         self.queued = False
         self.wakes_at = self.due_at = NEVER
         self.over = False
@@ -151,8 +154,9 @@ class Lane:
         self.known.add(due.message)
         return True
 
-    def wanted(self) -> int:
-        """Return how many rows of the store it has to be asked for to learn what comes next."""
+    def ask(self) -> int:
+        """Begin to ask the store; return for how many rows, to learn what comes next."""
+        self.asking, self.missed = True, False
         return len(self.known) + MAX_QUEUE - len(self.queue) + 1
 
     def take(self, rows: Sequence[Due], limit: int, now: int) -> int:
@@ -164,8 +168,8 @@ class Lane:
             limit: at most so many were asked for.
             now: milliseconds since the Unix epoch.
         """
-        self.asking = False
-        missed, self.missed = self.missed, False
+        missed, released = self.missed, self.released
+        self.stop_asking()
         self.behind = missed or len(rows) >= limit or not self.is_open
         if not self.is_open:
             return NEVER
@@ -173,7 +177,7 @@ class Lane:
             if not self._is_due(row, now):
                 self.behind = missed
                 return row.due
-            if row.message in self.known:
+            if row.message in self.known or row.message in released:
                 continue
             if len(self.queue) >= MAX_QUEUE:
                 self.behind = True
@@ -181,6 +185,17 @@ class Lane:
             self.queue.append(row)
             self.known.add(row.message)
         return NEVER
+
+    def stop_asking(self) -> None:
+        """The store has answered, or will not."""
+        self.asking = self.missed = False
+        self.released = set()
+
+    def release(self, message: int) -> None:
+        """A delivery is out of its hands: it is written down what became of it."""
+        self.known.discard(message)
+        if self.asking:
+            self.released.add(message)
 
     def forget(self, messages: Collection[int]) -> None:
         """Take out of the queue what is not there any more."""

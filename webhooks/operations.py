@@ -17,7 +17,6 @@ from webhooks.asking import Ask, AskBulk, AskEach, Operation
 from webhooks.ownership import count, fence
 from webhooks.records import (
     BUCKETS,
-    NOWHERE,
     Attempt,
     Delivery,
     Due,
@@ -210,7 +209,7 @@ def add_endpoint(settings: bytes, health: bytes) -> Operation[Endpoint]:
 
 
 def change_endpoint(
-    endpoint: int, revision: int, status: Status, settings: bytes, health: bytes, *, skip: bool
+    endpoint: int, revision: int, status: Status, settings: bytes, health: bytes
 ) -> Operation[Endpoint | None]:
     """
     Change an endpoint, and return it as it is now.
@@ -221,18 +220,12 @@ def change_endpoint(
         status: its new status; `REMOVED` removes it, with everything that belongs to it.
         settings: its new settings.
         health: its new health.
-        skip: whether a job begins that gives up all that is pending now. Until it is finished, whoever sends
-            leaves the endpoint alone.
 
     Returns:
         None if there is no such endpoint, or somebody else has changed it meanwhile.
     """
     new = yield from count("revision")
-    job = (yield from count("job")) if skip else 0
     rows = yield Ask(sql.CHANGE_ENDPOINT, (status.value, settings, health, new, endpoint, revision))
-    if rows and skip:
-        ((last,),) = yield Ask(sql.LAST_DELIVERY, (endpoint,))
-        yield Ask(sql.ADD_JOB, (job, endpoint, Task.SKIP.value, NOWHERE, NOWHERE if last is None else last))
     return _endpoint(rows[0]) if rows else None
 
 
@@ -384,9 +377,13 @@ def step_job(owner: int, job: Job, limit: int) -> Operation[Job]:
     """
     Do the next part of a job: at most so many deliveries.
 
+    The last part of skipping opens the endpoint, if it is still closed: so nothing of what is skipped can be
+    sent in between.
+
     Raises:
         Fenced: the endpoint's bucket is not the owner's.
     """
+    revision = (yield from count("revision")) if job.task is Task.SKIP else 0
     yield from fence(owner, {bucket_of(job.endpoint)})
     rows = yield Ask(sql.JOB, (job.id,))
     if not rows:  # its endpoint was removed
@@ -406,6 +403,8 @@ def step_job(owner: int, job: Job, limit: int) -> Operation[Job]:
     after = max([job.after, *numbers])
     finished = len(numbers) < limit
     yield Ask(sql.STEP_JOB, (after, len(numbers), int(finished), job.id))
+    if finished and job.task is Task.SKIP:
+        yield Ask(sql.REOPEN_ENDPOINT, (revision, job.endpoint))
     return Job(job.id, job.endpoint, job.task, after, job.last, job.changed + len(numbers), finished)
 
 

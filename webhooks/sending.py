@@ -314,7 +314,7 @@ class Sending:
         for each in batch:
             lane, result = each.lane, each.result
             lane.settling -= 1
-            lane.known.discard(result.message)
+            lane.release(result.message)
             if result.standing is Standing.PENDING:
                 if lane.is_fifo:
                     lane.empty()
@@ -347,15 +347,14 @@ class Sending:
         lanes = list(islice(self._asking, ASKED_AT_ONCE))
         missing, self._missing = self._missing, {}
         asked = [lane for lane in lanes if lane.behind and lane.is_open]
-        rooms = {lane.id: lane.wanted() for lane in asked}
-        for lane in asked:
-            lane.asking, lane.missed = True, False
+        rooms = {lane.id: lane.ask() for lane in asked}
         try:
             rows = await self._store.due(HIGHEST, rooms)
             await self._load(self._numbers(missing, rows))
         except BaseException:
             for lane in asked:
-                lane.asking, lane.behind = False, True
+                lane.stop_asking()
+                lane.behind = True
             self._missing = missing | self._missing
             raise
         for lane in lanes:

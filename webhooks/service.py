@@ -40,7 +40,7 @@ from webhooks.settling import Settling
 from webhooks.source import Source
 from webhooks.store import Store
 from webhooks.stored import settings
-from webhooks.tenure import Sharing, Tenure
+from webhooks.tenure import Nobody, Predecessor, Sharing, Tenure
 from webhooks.trust import client_context
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,28 @@ class Options:
     retention_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """
+    How things are in one process.
+
+    Attributes:
+        endpoints: that it looks after.
+        pending: deliveries of these, as last counted.
+        lag: events behind the head of the log of which no deliveries were made yet.
+        in_flight: attempts under way.
+        unsettled: outcomes that are not written down yet.
+        links: connections to receivers.
+    """
+
+    endpoints: int = 0
+    pending: int = 0
+    lag: int = 0
+    in_flight: int = 0
+    unsettled: int = 0
+    links: int = 0
+
+
 def _now() -> int:
     return time.time_ns() // 1_000_000
 
@@ -84,6 +106,7 @@ class Webhooks:
         guard: says where may be sent to.
         sharing: with whom the store is shared.
         options: what operators chose.
+        before: see `Predecessor`; who has one is the only process on its log, and needs all buckets.
 
     Attributes:
         store: as given; whoever changes something in it calls `look`.
@@ -99,6 +122,7 @@ class Webhooks:
         guard: Guard,
         sharing: Sharing = Sharing.ALONE,
         options: Options | None = None,
+        before: Predecessor | None = None,
     ) -> None:
         self.store = store
         self.guard = guard
@@ -107,6 +131,7 @@ class Webhooks:
         self._publish = publish
         self._sharing = sharing
         self._options = options or Options()
+        self._before = before
         self._changed = True  # endpoints may have
         self._parts: _Parts | None = None
         self._running: asyncio.Task[None] | None = None
@@ -146,6 +171,11 @@ class Webhooks:
         trouble = parts.tenure.trouble or parts.dispatcher.trouble
         if trouble is None and parts.settling.trouble:
             trouble = "what came of attempts cannot be written down"
+        needs_all = self._sharing is Sharing.ALONE or self._before is not None
+        if trouble is None and needs_all and not parts.tenure.buckets:
+            if parts.tenure.owner and self._sharing is not Sharing.ALONE:
+                return "another gateway, with a log of its own, looks after the webhooks in this store"
+            return "webhooks are starting"
         return None if trouble is None else f"webhooks wait: {trouble}"
 
     def look(self) -> None:
@@ -184,10 +214,20 @@ class Webhooks:
         self.look()
         return endpoint
 
-    @property
-    def parts(self) -> _Parts | None:
-        """Its parts, for whoever counts what they do; None before the start."""
-        return self._parts
+    def statistics(self) -> Statistics:
+        """Return how things are."""
+        parts = self._parts
+        if parts is None:
+            return Statistics()
+        sender = parts.sender.statistics()
+        return Statistics(
+            endpoints=len(parts.directory.lanes),
+            pending=parts.chores.pending,
+            lag=parts.dispatcher.lag,
+            in_flight=sender.in_flight,
+            unsettled=parts.settling.waiting + parts.announcing.waiting,
+            links=sender.open,
+        )
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -236,15 +276,16 @@ class Webhooks:
         tenure = Tenure(
             self.store,
             self._sharing,
+            self._before or Nobody(),
             taken=self._taken,
             leaving=self._leaving,
             lost=self._lost,
-            renewed=lambda: sending.go_on(),
+            renewed=lambda: sending.go_on(),  # noqa: PLW0108  (made below)
         )
         settling = Settling(
             self.store,
             lambda: tenure.owner,
-            lambda batch: sending.settled(batch),
+            lambda batch: sending.settled(batch),  # noqa: PLW0108  (made below)
             self._fenced,
             counters,
         )
@@ -292,7 +333,7 @@ class Webhooks:
         return changed
 
     def _looked(self) -> None:
-        """It was looked at what is due; where others change the store, endpoints are to be looked at as well."""
+        """It is looked at what is due: where others change the store, endpoints are looked at as well."""
         if self._sharing is not Sharing.ALONE and self._parts is not None:
             self._changed = True
             self._parts.dispatcher.wake()
@@ -302,7 +343,7 @@ class Webhooks:
         parts.sending.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FINISH_SECONDS):
-                while parts.sender.statistics().in_flight:
+                while parts.sender.statistics().in_flight:  # noqa: ASYNC110  (outcomes are callbacks)
                     await asyncio.sleep(POLL_SECONDS)
         try:
             async with asyncio.timeout(FINISH_SECONDS):
@@ -334,7 +375,7 @@ class Webhooks:
         for lane in lanes:
             lane.over = True
             lane.empty()
-        while not all(lane.is_idle for lane in lanes):
+        while not all(lane.is_idle for lane in lanes):  # noqa: ASYNC110  (outcomes are callbacks)
             await asyncio.sleep(POLL_SECONDS)
         parts.directory.dismiss(buckets)
 

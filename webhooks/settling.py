@@ -79,6 +79,11 @@ class Settling:
         """Whether so much waits that nothing more should be begun."""
         return self.trouble or len(self._waiting) >= MAX_WAITING
 
+    @property
+    def waiting(self) -> int:
+        """How many outcomes are not written down yet."""
+        return len(self._waiting)
+
     def add(self, settled: Settled) -> None:
         """Have an outcome written down."""
         self._waiting.append(settled)
@@ -137,5 +142,5 @@ class Settling:
         """Leave out what another replica answers for now; it sends these again."""
         if any(each.lane.lost for each in self._waiting):
             kept = [each for each in self._waiting if not each.lane.lost]
-            self._counters.repeated += len(self._waiting) - len(kept)
+            self._counters.overtaken += len(self._waiting) - len(kept)
             self._waiting = kept

@@ -113,6 +113,13 @@ CLOSE_ENDPOINT: Final = Statement(
     "UPDATE endpoints SET status = ?1, revision = ?2, changed = {now} WHERE id = ?3 AND status = 'open'"
 )
 
+REOPEN_ENDPOINT: Final = Statement(
+    """
+    UPDATE endpoints SET status = 'open', health = '', revision = ?1, changed = {now}
+    WHERE id = ?2 AND status IN ('disabled', 'gone')
+    """
+)
+
 # --- endpoints
 
 _ENDPOINT: Final = "id, bucket, status, settings, health, created, changed, revision"
@@ -157,7 +164,6 @@ ATTEMPTS: Final = Statement(
     WHERE endpoint = ?1 AND message = ?2 AND number < ?3 ORDER BY number DESC LIMIT ?4
     """
 )
-LAST_DELIVERY: Final = Statement("SELECT max(message) FROM deliveries WHERE endpoint = ?1")
 BACKLOG: Final = Statement("SELECT count(*) FROM deliveries WHERE endpoint = ?1 AND standing = 0")
 REPEAT: Final = Statement(
     """

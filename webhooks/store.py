@@ -145,18 +145,10 @@ class Store(ABC):
         return await self._write(operations.add_endpoint(settings, health))
 
     async def change_endpoint(
-        self,
-        endpoint: int,
-        revision: int,
-        status: Status,
-        settings: bytes,
-        health: bytes,
-        *,
-        skip: bool = False,
+        self, endpoint: int, revision: int, status: Status, settings: bytes, health: bytes
     ) -> Endpoint | None:
         """See `operations.change_endpoint`."""
-        operation = operations.change_endpoint(endpoint, revision, status, settings, health, skip=skip)
-        return await self._write(operation)
+        return await self._write(operations.change_endpoint(endpoint, revision, status, settings, health))
 
     async def find_endpoint(self, id: int, *, removed: bool = False) -> Endpoint | None:
         """See `operations.find_endpoint`."""

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from enum import Enum, unique
-from typing import Final
+from typing import Final, Protocol
 
 from gateway.log import StoreUnavailable
 from webhooks.ownership import Fenced, Survey
@@ -40,9 +40,32 @@ class Sharing(Enum):
     ALONE = "alone"
     """Nobody else can open it."""
     STANDBY = "standby"
-    """Others take over when whoever has the buckets is gone."""
+    """Whoever comes first has all; others take over when it is gone."""
     EVEN = "even"
     """All have their share of the buckets."""
+
+
+class Predecessor(Protocol):
+    """
+    Remembers who this process was before it was started, where it is known that it is not running any more:
+    then nobody has to wait until its lease ends.
+    """
+
+    def recall(self) -> int:
+        """Return the owner that it was; 0 if that is not known."""
+
+    def remember(self, owner: int) -> None:
+        """Keep the owner that it is now."""
+
+
+class Nobody:
+    """For where a restart cannot be told from another process."""
+
+    def recall(self) -> int:
+        return 0
+
+    def remember(self, owner: int) -> None:
+        pass
 
 
 class Tenure:
@@ -52,6 +75,7 @@ class Tenure:
     Args:
         store: where that is written.
         sharing: with whom.
+        before: who we were.
         taken: awaited with buckets that are ours from now on, each with its place.
         leaving: awaited with buckets that are to be given away; returns when nothing is under way for them.
         lost: told that nothing is ours any more.
@@ -62,6 +86,7 @@ class Tenure:
         self,
         store: Store,
         sharing: Sharing,
+        before: Predecessor,
         *,
         taken: Callable[[dict[int, int]], Awaitable[None]],
         leaving: Callable[[Collection[int]], Awaitable[None]],
@@ -73,15 +98,17 @@ class Tenure:
         self.trouble: str | None = None
         self._store = store
         self._sharing = sharing
+        self._before = before
         self._taken = taken
         self._leaving = leaving
         self._lost = lost
         self._renewed = renewed
+        self._recalled = False
         self._until = 0.0  # the loop's time
         self._loop = asyncio.get_running_loop()
         self._giving: asyncio.Task[None] | None = None
         self._check = asyncio.Event()
-        seconds = ALONE_SECONDS if sharing is Sharing.ALONE else LEASE_SECONDS
+        seconds: float = ALONE_SECONDS if sharing is Sharing.ALONE else LEASE_SECONDS
         self._lease_ms = round(seconds * 1000)
 
     def holds(self) -> bool:
@@ -142,11 +169,15 @@ class Tenure:
         if not self.owner:
             if self._sharing is Sharing.ALONE:
                 await self._store.oust()
+            elif not self._recalled and (before := self._before.recall()):
+                await self._store.leave(before)
+            self._recalled = True
             self.owner = await self._store.join(self._lease_ms)
-        before = self._loop.time()
+            self._before.remember(self.owner)
+        began = self._loop.time()
         wanted, surplus = await self._shares()
         held = await self._store.hold(self.owner, wanted, self._lease_ms)
-        self._until = before + self._lease_ms / 1000 - MARGIN_SECONDS
+        self._until = began + self._lease_ms / 1000 - MARGIN_SECONDS
         new = {bucket: place for bucket, place in held.items() if bucket not in self.buckets}
         if new:
             await self._taken(new)

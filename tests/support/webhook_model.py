@@ -208,32 +208,19 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.targets[added.id] = Target(settings, added.revision)
 
     @precondition(lambda self: self.model.targets)
-    @rule(
-        data=st.data(),
-        stale=SELDOM,
-        settings=st.binary(max_size=4),
-        health=st.binary(max_size=4),
-        skip=SELDOM,
-    )
-    def change_endpoint(
-        self, data: st.DataObject, stale: bool, settings: bytes, health: bytes, skip: bool
-    ) -> None:
+    @rule(data=st.data(), stale=SELDOM, settings=st.binary(max_size=4), health=st.binary(max_size=4))
+    def change_endpoint(self, data: st.DataObject, stale: bool, settings: bytes, health: bytes) -> None:
         id = self.pick(data, self.model.targets)
         status = data.draw(st.sampled_from([*[Status.OPEN] * 6, *CLOSED, Status.REMOVED]))
         target = self.model.targets[id]
         revision = target.revision - stale
-        changed = self.do(self.store.change_endpoint(id, revision, status, settings, health, skip=skip))
+        changed = self.do(self.store.change_endpoint(id, revision, status, settings, health))
         if stale or target.status is Status.REMOVED:
             assert changed is None
             return
         assert changed is not None
         assert changed.revision > max(each.revision for each in self.model.targets.values())
         self.model.targets[id] = Target(settings, changed.revision, status, health)
-        if skip:
-            last = max((message for message, _ in self.model.of(id)), default=NOWHERE)
-            (job, *_) = self.do(self.store.list_jobs(id))
-            assert (job.task, job.last) == (Task.SKIP, last)
-            self.model.jobs[job.id] = Work(id, Task.SKIP, NOWHERE, last)
 
     # --- owners
 
@@ -473,6 +460,12 @@ class StoreMachine(RuleBasedStateMachine):
         work.after = max([work.after, *(message for message, _ in found)])
         work.changed += len(found)
         work.finished = len(found) < limit
+        target = self.model.targets[work.endpoint]
+        if work.finished and work.task is Task.SKIP and target.status in (Status.DISABLED, Status.GONE):
+            row = self.do(self.store.find_endpoint(work.endpoint))
+            assert row is not None
+            assert row.revision > max(each.revision for each in self.model.targets.values())
+            self.model.targets[work.endpoint] = Target(target.settings, row.revision)
 
     # --- upkeep
 
