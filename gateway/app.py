@@ -45,7 +45,7 @@ from gateway.starts import Locator
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe, SubscribeLimits
 from gateway.webhooks_api import WebhooksApi
-from gateway.webhooks_wiring import CONNECTIONS, Asking, webhooks
+from gateway.webhooks_wiring import CONNECTIONS, webhooks
 from webhooks.service import Webhooks
 
 if TYPE_CHECKING:
@@ -270,8 +270,7 @@ class Gateway:
             *self._operate().routes(),
         ]
         if self.webhooks is not None:
-            api = WebhooksApi(self.webhooks, Asking(self.webhooks), self.intake, settings)
-            routes += api.routes()
+            routes += WebhooksApi(self.webhooks, self.intake, settings).routes()
         if DEMO is not None:
             routes += [Route("/", _demo), Mount("/demo", _DemoFiles(directory=DEMO))]
         application = Starlette(

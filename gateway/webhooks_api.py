@@ -27,7 +27,6 @@ from gateway.webhooks_found import check_match, check_open, etag, find_endpoint,
 from gateway.webhooks_keys import KeySet
 from gateway.webhooks_shown import shown_endpoint, shown_secret
 from webhooks import records
-from webhooks.consent import Sends, agreed
 from webhooks.description import Description, changed, created, decoded, rotation
 from webhooks.endpoint import Endpoint, Signal
 from webhooks.errors import Invalid
@@ -58,14 +57,12 @@ class WebhooksApi:
 
     Args:
         webhooks: what it looks into and has things done by.
-        sender: asks receivers whether they agree.
         intake: whose budget bodies are accounted to.
         settings: bound how long a body may take.
     """
 
-    def __init__(self, webhooks: Webhooks, sender: Sends, intake: Intake, settings: Settings) -> None:
+    def __init__(self, webhooks: Webhooks, intake: Intake, settings: Settings) -> None:
         self._webhooks = webhooks
-        self._sender = sender
         self._deliveries = Deliveries(webhooks)
         self._keys = KeySet(webhooks.store)
         self._intake = intake
@@ -131,7 +128,7 @@ class WebhooksApi:
         if await self._webhooks.store.count_endpoints() >= MAX_ENDPOINTS:
             raise Problem(409, f"there are {MAX_ENDPOINTS} webhooks, which is all that may be")
         if description.origin is not None:
-            description = await agreed(description, self._sender)
+            description = await self._webhooks.agreed(description)
         now = now_ms()
         keys = Keys() if secret is None else Keys().rotated(secret, now)
         keys = keys.completed(description.signatures, now)
@@ -151,7 +148,7 @@ class WebhooksApi:
             before, keys = endpoint.description, endpoint.keys
             description = changed(before, given, self._webhooks.guard.admit)
             if _has_to_ask(description, before):
-                description = await agreed(description, self._sender)
+                description = await self._webhooks.agreed(description)
             endpoint.change(description, now_ms())
             new = Keys(tuple(key for key in endpoint.keys.all if key not in keys.all))
             made.clear()
@@ -208,29 +205,36 @@ class WebhooksApi:
         return handler
 
     async def _enable(self, call: Call) -> Response:
-        """Open an endpoint that was disabled; what was held is sent, or given up."""
+        """
+        Open an endpoint that was closed, and send what was held; or begin a job that gives that up, and opens
+        the endpoint then.
+        """
         call.query()
         skip = decoded(call.members(), _Enabling).held == "skip"
-        return await self._ask(call, Signal.ENABLED, skip=skip)
+        if skip and (await find_endpoint(self._webhooks.store, call)).status in (
+            Status.DISABLED,
+            Status.GONE,
+        ):
+            return await self._deliveries.skip(call)
+        return await self._ask(call, Signal.ENABLED)
 
-    async def _ask(self, call: Call, signal: Signal, *, skip: bool = False) -> Response:
+    async def _ask(self, call: Call, signal: Signal) -> Response:
         async def alter(endpoint: Endpoint) -> None:
             try:
                 endpoint.ask(signal)
             except Invalid as invalid:
                 raise Problem(409, invalid.detail) from None
 
-        row = await self._changed(call, alter, skip=skip)
+        row = await self._changed(call, alter)
         return _answer(_shown(row, now_ms()), row)
 
-    async def _changed(self, call: Call, alter: Alter, *, skip: bool = False) -> records.Endpoint:
+    async def _changed(self, call: Call, alter: Alter) -> records.Endpoint:
         """
         Change an endpoint and return it as it is now.
 
         Args:
             call: names the endpoint, and may say (`If-Match`) as which it is to be changed and as no other.
             alter: what is done to it.
-            skip: whether what is pending is given up; see `Store.change_endpoint`.
 
         Raises:
             Problem: 404, 412, or 409 if others change it all the time.
@@ -244,7 +248,7 @@ class WebhooksApi:
             if (status, settings) == (row.status, row.settings):
                 return row
             new = await self._webhooks.store.change_endpoint(
-                row.id, row.revision, status, settings, health_of(endpoint), skip=skip
+                row.id, row.revision, status, settings, health_of(endpoint)
             )
             if new is not None:
                 self._webhooks.look()

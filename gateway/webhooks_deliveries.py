@@ -13,7 +13,7 @@ from gateway.operate import json_response
 from gateway.pages import read_limit, read_page, write_page
 from gateway.problems import Problem
 from gateway.resources import Call
-from gateway.webhooks_found import check_open, find_endpoint, missing, read
+from gateway.webhooks_found import check_match, check_open, find_endpoint, missing, read
 from gateway.webhooks_shown import delivery_state, shown_attempt, shown_delivery, shown_job
 from webhooks import records
 from webhooks.delivery import State
@@ -22,7 +22,7 @@ from webhooks.errors import Invalid
 from webhooks.logbook import Logbook
 from webhooks.operations import HIGHEST
 from webhooks.parcels import named
-from webhooks.records import LOG_BITS, Standing, Status, Task, message_number
+from webhooks.records import LOG_BITS, NOWHERE, Standing, Status, Task, message_number
 from webhooks.service import Webhooks
 from webhooks.store import Store
 from webhooks.stored import delivery_key, delivery_name, endpoint_name, job_name
@@ -158,14 +158,25 @@ class Deliveries:
         wanted = decoded(call.members(), _Recovery)
         endpoint = await find_endpoint(self._store, call)
         after = await self._place(wanted.since, "since")
+        until = HIGHEST if wanted.until is None else await self._place(wanted.until, "until")
+        return await self._begin(call, endpoint, Task.RECOVER, after, until)
+
+    async def skip(self, call: Call) -> Response:
+        """Begin a job that gives up what is held, and opens the endpoint when that is done."""
+        endpoint = await find_endpoint(self._store, call)
+        check_match(call, endpoint)
+        return await self._begin(call, endpoint, Task.SKIP, NOWHERE, HIGHEST)
+
+    async def _begin(
+        self, call: Call, endpoint: records.Endpoint, task: Task, after: int, until: int
+    ) -> Response:
+        """Begin a job on deliveries of events behind `after`, up to `until`, that are there now."""
         newest = await self._store.list_deliveries(endpoint.id, limit=1)
-        last = newest[0].message if newest else records.NOWHERE
-        if wanted.until is not None:
-            last = min(last, await self._place(wanted.until, "until"))
+        last = min(until, newest[0].message) if newest else NOWHERE
         jobs = await self._store.list_jobs(endpoint.id, MAX_JOBS_SHOWN)
         if sum(not each.finished for each in jobs) >= MAX_JOBS:
             raise Problem(409, f"{MAX_JOBS} jobs of the webhook are under way: wait until one is done")
-        job = await self._store.add_job(endpoint.id, Task.RECOVER, after, last)
+        job = await self._store.add_job(endpoint.id, task, after, last)
         if job is None:
             raise missing(call)
         self._webhooks.look()
@@ -189,7 +200,7 @@ class Deliveries:
         if isinstance(start, Since):
             return await self._store.find_time(start.time_ms)
         if isinstance(start, Earliest):
-            return records.NOWHERE
+            return NOWHERE
         if not isinstance(start, Cursor):
             raise Invalid(f"{member} is an RFC 3339 time, earliest, or the cursor of an event", f"/{member}")
         number = await self._logbook.last_of(start.epoch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,9 +13,7 @@ from gateway.log import LogUnavailable
 from gateway.problems import Problem
 from gateway.sqlite_log import SqliteLog
 from webhooks.announcing import Notice, Publish
-from webhooks.attempt import Outcome, Target
 from webhooks.guard import Guard, Ports, parse_networks
-from webhooks.sender import SenderFull
 from webhooks.service import Options, Webhooks
 from webhooks.source import Source
 from webhooks.sqlite_store import SqliteStore
@@ -43,41 +41,6 @@ def webhooks(gateway: Gateway) -> Webhooks:
     store, sharing, before = _store(gateway)
     publish = publisher(gateway.intake)
     return Webhooks(store, source, publish, guard(settings), sharing, options, before)
-
-
-class Asking:
-    """
-    Sends for the API what is no attempt; see `webhooks.consent.Sends`.
-
-    Args:
-        webhooks: by whose sender it does.
-    """
-
-    def __init__(self, webhooks: Webhooks) -> None:
-        self._webhooks = webhooks
-
-    async def send(
-        self,
-        target: Target,
-        headers: bytes,
-        body: bytes = b"",
-        *,
-        method: str = "POST",
-        wanted: Iterable[bytes] = (),
-    ) -> Outcome:
-        """
-        Make a request and return its outcome.
-
-        Raises:
-            Problem: 503, nothing can be sent at the moment.
-        """
-        parts = self._webhooks.parts
-        try:
-            if parts is not None:
-                return await parts.sender.send(target, headers, body, method=method, wanted=wanted)
-        except SenderFull:
-            pass
-        raise Problem(503, "the receiver cannot be asked at the moment", retry_after=1)
 
 
 def guard(settings: Settings) -> Guard:

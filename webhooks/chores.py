@@ -16,6 +16,7 @@ from typing import Final
 from gateway.log import StoreUnavailable
 from webhooks.directory import Directory
 from webhooks.ownership import Fenced
+from webhooks.records import Task
 from webhooks.sending import Sending
 from webhooks.store import Store
 from webhooks.tenure import Tenure
@@ -49,6 +50,7 @@ class Chores:
         shared: others change the store as well.
         clock: milliseconds since the Unix epoch.
         looked: told before each look.
+        opened: told when a job has opened an endpoint.
 
     Attributes:
         pending: how many deliveries were pending when they were last counted.
@@ -65,6 +67,7 @@ class Chores:
         shared: bool,
         clock: Callable[[], int],
         looked: Callable[[], None],
+        opened: Callable[[], None],
     ) -> None:
         self.pending = 0
         self._store = store
@@ -74,6 +77,7 @@ class Chores:
         self._retention_ms = retention_ms
         self._clock = clock
         self._looked = looked
+        self._opened = opened
         self._every = LOOK_SHARED if shared else LOOK_ALONE
         self._wanted = asyncio.Event()
         self._counted = 0.0
@@ -127,7 +131,10 @@ class Chores:
         jobs = await self._store.list_open_jobs(set(self._directory.buckets)) if self._directory.lanes else []
         more = False
         for job in jobs:
-            more |= not (await self._store.step_job(self._tenure.owner, job)).finished
+            stepped = await self._store.step_job(self._tenure.owner, job)
+            more |= not stepped.finished
+            if stepped.finished and job.task is Task.SKIP:
+                self._opened()
             lane = self._directory.lanes.get(job.endpoint)
             if lane is not None:
                 self._sending.expect(lane, self._clock())

@@ -404,7 +404,7 @@ def step_job(owner: int, job: Job, limit: int) -> Operation[Job]:
     finished = len(numbers) < limit
     yield Ask(sql.STEP_JOB, (after, len(numbers), int(finished), job.id))
     if finished and job.task is Task.SKIP:
-        yield Ask(sql.REOPEN_ENDPOINT, (revision, job.endpoint))
+        yield Ask(sql.REOPEN_ENDPOINT, (revision, job.endpoint, b""))
     return Job(job.id, job.endpoint, job.task, after, job.last, job.changed + len(numbers), finished)
 
 

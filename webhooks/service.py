@@ -22,6 +22,7 @@ from typing import Any, Final
 from gateway.log import LogError, StoreUnavailable
 from webhooks.announcing import Announcing, Publish
 from webhooks.chores import Chores
+from webhooks.consent import agreed
 from webhooks.counters import Counters
 from webhooks.description import Description
 from webhooks.directory import Directory
@@ -184,9 +185,8 @@ class Webhooks:
 
         To be called after `change_endpoint`, `repeat`, `add_job` and `enqueue`.
         """
-        self._changed = True
+        self._look_at_endpoints()
         if self._parts is not None:
-            self._parts.dispatcher.wake()
             self._parts.chores.wake()
 
     def wake(self) -> None:
@@ -213,6 +213,18 @@ class Webhooks:
         endpoint = await self.store.add_endpoint(settings(description, keys, since))
         self.look()
         return endpoint
+
+    async def agreed(self, description: Description) -> Description:
+        """
+        Ask the receiver of an endpoint with an origin whether it agrees; see `webhooks.consent`.
+
+        Raises:
+            Invalid: it does not.
+            StoreUnavailable: it cannot be asked at the moment.
+        """
+        if self._parts is None or not self._parts.sender.free:
+            raise StoreUnavailable("nothing can be sent at the moment", RETRY_STARTING)
+        return await agreed(description, self._parts.sender)
 
     def statistics(self) -> Statistics:
         """Return how things are."""
@@ -323,6 +335,7 @@ class Webhooks:
             shared=self._sharing is not Sharing.ALONE,
             clock=_now,
             looked=self._looked,
+            opened=self._look_at_endpoints,
         )
         return _Parts(sender, directory, tenure, settling, announcing, sending, dispatcher, chores)
 
@@ -334,8 +347,13 @@ class Webhooks:
 
     def _looked(self) -> None:
         """It is looked at what is due: where others change the store, endpoints are looked at as well."""
-        if self._sharing is not Sharing.ALONE and self._parts is not None:
-            self._changed = True
+        if self._sharing is not Sharing.ALONE:
+            self._look_at_endpoints()
+
+    def _look_at_endpoints(self) -> None:
+        """Endpoints were changed, or may have been."""
+        self._changed = True
+        if self._parts is not None:
             self._parts.dispatcher.wake()
 
     async def _finish(self, parts: _Parts) -> None:

@@ -115,7 +115,7 @@ CLOSE_ENDPOINT: Final = Statement(
 
 REOPEN_ENDPOINT: Final = Statement(
     """
-    UPDATE endpoints SET status = 'open', health = '', revision = ?1, changed = {now}
+    UPDATE endpoints SET status = 'open', health = ?3, revision = ?1, changed = {now}
     WHERE id = ?2 AND status IN ('disabled', 'gone')
     """
 )

@@ -143,11 +143,11 @@ def resume(api: ApiClient, webhook: str, *, as_json: bool) -> int:
 
 @_command("enable")
 @webhook_argument
-@click.option("--skip", is_flag=True, help="Give up the deliveries that were held, instead of making them.")
+@click.option("--skip", is_flag=True, help="Give up what was held, then open it.")
 def enable(api: ApiClient, webhook: str, *, skip: bool, as_json: bool) -> int:
     """Open a webhook that was disabled, or whose receiver was gone."""
-    held = {"held": "skip" if skip else "replay"}
-    return _print_state(api.ask("POST", _path(webhook, ":enable"), held), as_json=as_json)
+    found = api.ask("POST", _path(webhook, ":enable"), {"held": "skip" if skip else "replay"})
+    return _print_job(found, as_json=as_json) if "task" in found else _print_state(found, as_json=as_json)
 
 
 @_command("rotate")
@@ -299,10 +299,7 @@ def recover(
     while job["state"] != "done" and time.monotonic() < deadline:
         time.sleep(LOOK_SECONDS)
         job = api.ask("GET", _path(webhook, f"/jobs/{job['id']}"))
-    if as_json:
-        _print_json([job])
-    else:
-        click.echo(f"{job['id']} is {job['state']}: {job['deliveries']} deliveries")
+    _print_job(job, as_json=as_json)
     return CANNOT if wait and job["state"] != "done" else 0
 
 
@@ -379,6 +376,13 @@ def _print_state(found: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
         return _print_json([found])
     click.echo(f"{found['id']} is {found['state']}")
+    return 0
+
+
+def _print_job(job: dict[str, Any], *, as_json: bool) -> int:
+    if as_json:
+        return _print_json([job])
+    click.echo(f"{job['id']} is {job['state']}: {job['deliveries']} deliveries")
     return 0
 
 

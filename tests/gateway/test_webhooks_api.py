@@ -538,18 +538,22 @@ async def test_enabling_what_was_closed(api: Api, status: Status) -> None:
 
 
 async def test_enabling_and_skipping(api: Api) -> None:
-    """What was held is given up by a job; what comes later is not."""
+    """A job gives up what was held, and opens the webhook when it has: nothing is sent in between."""
     created = await api.create()
     held = await api.deliver(created["id"], 3)
     await api.close(created["id"], Status.DISABLED)
     path = f"/v1/webhooks/{created['id']}"
-    assert (await api.http.post(f"{path}:enable", json={"held": "skip"})).json()["state"] == "active"
+    answer = await api.http.post(f"{path}:enable", json={"held": "skip"})
+    assert answer.status_code == 202
     (job,) = (await api.http.get(f"{path}/jobs")).json()["jobs"]
     assert (job["task"], job["state"], job["deliveries"]) == ("skip", "running", 0)
+    assert answer.json() == (await api.http.get(answer.headers["location"])).json() == job
+    assert (await api.show(created["id"]))["state"] == "disabled"
     (later,) = await api.deliver(created["id"], 1, first=4)
     await api.finish_jobs()
     (job,) = (await api.http.get(f"{path}/jobs")).json()["jobs"]
     assert (job["state"], job["deliveries"]) == ("done", 3)
+    assert (await api.show(created["id"]))["state"] == "active"
     states = [(await api.http.get(f"/v1/deliveries/{each}")).json()["state"] for each in (*held, later)]
     assert states == ["failed", "failed", "failed", "pending"]
 

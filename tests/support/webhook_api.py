@@ -29,6 +29,7 @@ from tests.support.memory_log import MemoryLog
 from tests.support.receiver import FixedNames
 from webhooks import records
 from webhooks.asking import Operation
+from webhooks.consent import agreed
 from webhooks.description import Description
 from webhooks.guard import Guard, parse_networks
 from webhooks.keys import Keys
@@ -53,10 +54,14 @@ class StandIn(Webhooks):
         looks: how often it was told to look.
     """
 
-    def __init__(self, store: Store, guard: Guard) -> None:
+    def __init__(self, store: Store, guard: Guard, sender: Sender) -> None:
+        self.sender = sender
         self.store = store
         self.guard = guard
         self.looks = 0
+
+    async def agreed(self, description: Description) -> Description:
+        return await agreed(description, self.sender)
 
     def look(self) -> None:
         self.looks += 1
@@ -190,11 +195,11 @@ def webhook_id(position: int) -> str:
 async def serving(store: Store, *, allow: str = "") -> AsyncIterator[Api]:
     """Serve the API of a store that is started."""
     guard = Guard(allow=parse_networks(allow) if allow else ())
-    webhooks = StandIn(store, guard)
     async with AsyncExitStack() as stack:
         sender = await stack.enter_async_context(Sender(guard, FixedNames(), client_context()))
+        webhooks = StandIn(store, guard, sender)
         intake = Intake(MemoryLog(), Dedup(300, 1_000), SmallLimits(max_body_bytes=1_000_000))
-        api = WebhooksApi(webhooks, sender, intake, Settings(data="memory:"))
+        api = WebhooksApi(webhooks, intake, Settings(data="memory:"))
         app = Starlette(routes=api.routes(), exception_handlers=EXCEPTION_HANDLERS)
         config = uvicorn.Config(app, log_config=None)
         config.load()
