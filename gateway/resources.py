@@ -126,6 +126,9 @@ class Resource:
         limits: how long a body may be and take.
         store: what it is that cannot be read or stored when a `StoreUnavailable` is raised.
         methods: the handler of each method; that of GET answers HEAD as well.
+
+    Attributes:
+        methods: those that there are.
     """
 
     def __init__(self, intake: Intake, limits: Limits, store: str, **methods: Handler) -> None:
@@ -133,12 +136,13 @@ class Resource:
         self._limits = limits
         self._store = store
         self._handlers = {**methods, **({"HEAD": methods["GET"]} if "GET" in methods else {})}
+        self.methods = tuple(self._handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         handler = self._handlers.get(scope["method"])
         if handler is None:
-            raise method_not_allowed(*self._handlers)
+            raise method_not_allowed(*self.methods)
         headers = dict(scope["headers"])
         if scope["method"] in _READS:
             response = await self._answer(handler, Call(scope, headers))
