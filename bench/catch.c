@@ -10,7 +10,8 @@
  * It reads one command a line from standard input and answers each with one line of JSON:
  *
  *     report   {"requests":…, "different":…, "bytes":…, "unsigned":…, "connections":…, "ns":<since the first request>,
- *              "p50":…, "p99":…}: since the last `reset`; latencies in ns of requests whose data is `T<nanoseconds>…`
+ *              "p50":…, "p99":…}: since the last `reset`; latencies in ns, of requests that are answered 200 and whose
+ *              data is `T<nanoseconds>…`
  *     reset    forget all of that but which events came
  */
 #define _GNU_SOURCE
@@ -104,7 +105,7 @@ static void answer(int fd, const char *head, size_t head_size, const char *body,
     bytes += head_size + body_size;
     mark(path, strtoull(dash + 1, NULL, 10));
     const char *sent = memmem(body, body_size, "\"data\":\"T", 9);
-    if (sent != NULL) {
+    if (sent != NULL && path < HANGING) {
         latencies[bucket_of(last_ns - strtoll(sent + 9, NULL, 10))]++;
         latency_count++;
     }
