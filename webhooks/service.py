@@ -204,10 +204,11 @@ class Webhooks:
             keys: with one for every scheme of the description.
 
         Raises:
-            StoreUnavailable: it could not be stored, or it is not known whether it was.
+            LogError: it could not be stored, or it is not known whether it was.
         """
         if self._parts is None or not self._source.epoch:
             raise StoreUnavailable("webhooks are starting", RETRY_STARTING)
+        await self._source.catch_up()
         head = self._source.head
         since = message_number(await self._parts.dispatcher.number(), head)
         endpoint = await self.store.add_endpoint(settings(description, keys, since))

@@ -64,6 +64,16 @@ class Source:
         events = await self._log.read(after, BLOCK_BYTES)
         return events if restarts == window.restarts else []
 
+    async def catch_up(self) -> None:
+        """
+        Read everything that anybody was told of before this was called, through whichever replica.
+
+        Raises:
+            LogError: that cannot be done at the moment.
+        """
+        if self._reach is not None:
+            await self._reach(self.head + 1)
+
     async def reaches(self, position: int) -> bool:
         """
         Say whether the log reaches a position that somebody has seen; wait for it if it is on its way.

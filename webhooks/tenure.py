@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from enum import Enum, unique
 from typing import Final, Protocol
 
@@ -220,10 +220,15 @@ def shares(owner: int, held: Collection[int], survey: Survey) -> tuple[Collectio
     owners = sorted({owner, *survey.owners})
     rank = owners.index(owner)
     share = BUCKETS // len(owners) + (rank < BUCKETS % len(owners))
-    lacking = share - len(held)
-    if lacking <= 0:
-        return (), sorted(held)[share:]
+    if len(held) >= share:
+        return (), sorted(set(held).difference(_spread(sorted(held), share)))
     free = [bucket for bucket in range(BUCKETS) if bucket not in survey.held and bucket not in held]
-    # Each begins somewhere else, so that those who look at the same time seldom want the same.
-    start = len(free) * rank // len(owners)
-    return (free[start:] + free[:start])[:lacking], ()
+    return _spread(free, min(share - len(held), len(free))), ()
+
+
+def _spread(items: Sequence[int], count: int) -> list[int]:
+    """
+    Return so many of some items, evenly spread over them: endpoints that were added one after the other are
+    in neighbouring buckets.
+    """
+    return [items[at * len(items) // count] for at in range(count)]
