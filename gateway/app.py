@@ -11,21 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
-from starlette.staticfiles import StaticFiles
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fanout.catchup import CatchUp
 from fanout.event import Event
 from fanout.hub import Hub
 from fanout.window import Window
+from gateway import demo
 from gateway.consumers import Consumers
 from gateway.dedup import Dedup
 from gateway.drain import Drain
@@ -53,14 +50,6 @@ if TYPE_CHECKING:
     from gateway.stream_log import StreamLog
     from gateway.workers.worker import Worker
 
-DEMO: Final = next(  # beside the package in a checkout, inside it in a wheel
-    (
-        each
-        for parent in (Path(__file__).parent, Path(__file__).resolve().parent.parent)
-        if (each := parent / "web-demo").is_dir()
-    ),
-    None,
-)
 OPEN_EARLY: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """What is answered while a start waits for the broker or the store."""
 
@@ -271,8 +260,7 @@ class Gateway:
         ]
         if self.webhooks is not None:
             routes += WebhooksApi(self.webhooks, self.intake, settings).routes()
-        if DEMO is not None:
-            routes += [Route("/", _demo), Mount("/demo", _DemoFiles(directory=DEMO))]
+        routes += demo.routes(settings, self.intake, webhooks=self.webhooks is not None)
         application = Starlette(
             routes=routes,
             middleware=[Middleware(Started, gateway=self)],
@@ -293,22 +281,6 @@ class Gateway:
         from gateway.workers.together import Together  # noqa: PLC0415  (nobody else pays for it)
 
         return Together(self, self.worker)
-
-
-async def _demo(_request: Request) -> Response:
-    """Return the demo page."""
-    assert DEMO is not None
-    return FileResponse(DEMO / "index.html", headers={"cache-control": "no-cache"})
-
-
-class _DemoFiles(StaticFiles):
-    """The parts of the demo page; asked about each time, so that after an upgrade they are of one version."""
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """Return a file."""
-        response = super().file_response(*args, **kwargs)
-        response.headers["cache-control"] = "no-cache"
-        return response
 
 
 class Events:

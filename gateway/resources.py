@@ -43,8 +43,8 @@ class Call:
 
     def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes = b"") -> None:
         self.headers = headers
+        self.body = body
         self._scope = scope
-        self._body = body
 
     def part(self, name: str) -> str:
         """Return a parameter of the path."""
@@ -71,12 +71,12 @@ class Call:
         Raises:
             Problem: 400 no JSON, 415 another content type, 422 no object.
         """
-        if not self._body:
+        if not self.body:
             return {}
         if content_type(self.headers.get(b"content-type")).name not in _READ:
             detail = f"the body is {JSON}"
             raise Problem(415, detail, headers={"accept-patch": MERGE_PATCH, "accept-post": JSON})
-        return decode_json(MEMBERS, check_utf8(self._body))
+        return decode_json(MEMBERS, check_utf8(self.body))
 
     def check_bare(self) -> None:
         """
