@@ -49,6 +49,8 @@ LOW: Final = MAX_QUEUE // 4
 """When so few are queued the store is asked for more."""
 ASKED_AT_ONCE: Final = 200
 """Endpoints of one query."""
+AFTER_MISTAKE_MS: Final = 60_000
+"""How long an endpoint is left alone for which an attempt could not even be made."""
 LOADED_AT_ONCE: Final = 250
 """Messages of one query."""
 MISSED_AT_ONCE: Final = 16
@@ -212,7 +214,14 @@ class Sending:
             if lane.room(now) <= 0:
                 self._wait(lane, now)
                 continue
-            if not self._begin(lane, now):
+            try:
+                used = self._begin(lane, now)
+            except Exception:
+                log.exception("webhooks.failed", extra={"endpoint": lane.endpoint.id})
+                lane.empty()  # the others must not suffer from what is wrong with this one
+                self.expect(lane, now + AFTER_MISTAKE_MS)
+                continue
+            if not used:
                 continue
             begun += 1
             self.wake(lane)
@@ -234,30 +243,25 @@ class Sending:
                     self._missing[each.message] = None
             self._ask(lane)
             return False
-        lane.queue.popleft()
         if is_outlived(now, parcel.expires):
+            lane.queue.popleft()
             lane.settling += 1
             self._counters.ended["expired"] += 1
             self._settling.add(Settled(lane, Result(lane.id, due.message, Standing.EXPIRED, now, due.tries)))
             return True
-        self._start(lane, due, parcel, now)
-        return True
-
-    def _start(self, lane: Lane, due: Due, parcel: Parcel, now: int) -> None:
         endpoint, target = lane.endpoint, lane.target
-        assert target is not None
+        assert target is not None, "there is no room without"
         content = parcel.content.content(endpoint.description.body)
         seconds = now // 1000
         signed = signature(endpoint.secrets(now), parcel.content.id, seconds, content.body)
-        endpoint.rate.take(now, 1)
+        lines = head(endpoint.lines, content, seconds, signed)
+        size = len(content.body)
+        self._sender.start(target, lines, content.body, partial(self._ended, lane, due, parcel, now, size))
+        lane.queue.popleft()
         lane.in_flight += 1
-        self._bytes += len(content.body)
-        self._sender.start(
-            target,
-            head(endpoint.lines, content, seconds, signed),
-            content.body,
-            partial(self._ended, lane, due, parcel, now, len(content.body)),
-        )
+        self._bytes += size
+        endpoint.rate.take(now, 1)
+        return True
 
     # --- outcomes -------------------------------------------------------------------------------------------
 
