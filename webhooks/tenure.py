@@ -182,7 +182,8 @@ class Tenure:
         if new:
             await self._taken(new)
             self.buckets |= new.keys()
-            log.info("webhooks.taken", extra={"owner": self.owner, "buckets": len(new)})
+            level = logging.DEBUG if self._sharing is Sharing.ALONE else logging.INFO
+            log.log(level, "webhooks.taken", extra={"owner": self.owner, "buckets": len(new)})
         self._renewed()
         if surplus and self._giving is None:
             self._giving = tasks.create_task(self._give(surplus))
