@@ -191,8 +191,9 @@ class Webhooks:
 
     def wake(self) -> None:
         """There are events in the log that were not there before."""
-        if self._parts is not None:
-            self._parts.dispatcher.wake()
+        parts = self._parts
+        if parts is not None and parts.dispatcher.groups:  # nobody to look for costs nothing
+            parts.dispatcher.wake()
 
     async def add(self, description: Description, keys: Keys) -> Endpoint:
         """
