@@ -342,6 +342,7 @@ class Webhooks:
 
     async def _finish(self, parts: _Parts) -> None:
         """Let what is on its way end, and write down what came of it; all that within a bound."""
+        parts.tenure.keep()
         parts.sending.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FINISH_SECONDS):
@@ -362,6 +363,7 @@ class Webhooks:
         """Buckets are ours from now on."""
         parts = self._parts
         assert parts is not None
+        parts.directory.dismiss(places.keys() & parts.directory.buckets)  # that were almost given away
         await parts.directory.admit(places.keys())
         await parts.dispatcher.take(places)
         for bucket in places:
