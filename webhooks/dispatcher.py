@@ -193,6 +193,8 @@ class Dispatcher:
         """Dispatch for buckets no more; nothing is under way for them when this returns."""
         async with self._lock:
             for group in self.groups:
+                if group.buckets.intersection(buckets):
+                    await self._move(group)  # so that whoever comes next looks at nothing twice
                 group.buckets.difference_update(buckets)
             self.groups = [group for group in self.groups if group.buckets]
             for bucket in buckets:

@@ -6,6 +6,8 @@ has room. What an endpoint may have on its way shrinks with the room that is lef
 cannot take all of it. There is no task for an attempt or an endpoint: an outcome is a callback, and one timer
 wakes whoever has to wait for a time.
 
+Those that are behind have a ring of their own, which turns more slowly while others have something new.
+
 Only a few deliveries of an endpoint are in memory. When they run low the store is asked for more, for many
 endpoints in one query, and for each just as many rows as it has room for: that one of them has a hundred
 thousand makes no difference.
@@ -45,10 +47,20 @@ SHARE: Final = 8
 """An endpoint may have one part in so many of the room that is left."""
 TURN: Final = 64
 """Attempts begun before the loop does other things."""
+LATE_TURN: Final = 16
+REST_SECONDS: Final = 0.001
+CALM_MS: Final = 100
+"""
+While others keep up, those that are behind begin so many attempts and then rest: a backlog takes all the time
+that there is, and must not take it from who has something new. If there was nothing new for so long they do
+not rest.
+"""
 LOW: Final = MAX_QUEUE // 4
 """When so few are queued the store is asked for more."""
 ASKED_AT_ONCE: Final = 200
 """Endpoints of one query."""
+AFTER_MISTAKE_MS: Final = 60_000
+"""How long an endpoint is left alone for which an attempt could not even be made."""
 LOADED_AT_ONCE: Final = 250
 """Messages of one query."""
 MISSED_AT_ONCE: Final = 16
@@ -111,6 +123,9 @@ class Sending:
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._ring: deque[Lane] = deque()
+        self._late: deque[Lane] = deque()  # the same of those that are behind
+        self._fresh_at = 0  # when an attempt last began for one that is not
+        self._rest: asyncio.TimerHandle | None = None
         self._pumping = False
         self._closed = False
         self._bytes = 0  # of bodies on their way
@@ -125,8 +140,10 @@ class Sending:
         """Begin nothing any more."""
         self._closed = True
         self._ring.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._late.clear()
+        for timer in (self._timer, self._rest):
+            if timer is not None:
+                timer.cancel()
 
     # --- who has something to send --------------------------------------------------------------------------
 
@@ -138,12 +155,13 @@ class Sending:
             self._ask(lane)
         if lane.queue and not lane.queued:
             lane.queued = True
-            self._ring.append(lane)
+            (self._late if lane.behind else self._ring).append(lane)
             self.go_on()
 
     def go_on(self) -> None:
         """Whatever stopped all lanes may be over."""
-        if self._ring and not self._pumping and not self._closed:
+        ready = self._ring or (self._late and self._rest is None)
+        if ready and not self._pumping and not self._closed:
             self._pumping = True
             self._loop.call_soon(self._pump)
 
@@ -192,16 +210,30 @@ class Sending:
     # --- the ring -------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Begin attempts, in turns, as long as there is room."""
+        """Begin attempts: for those that keep up, then for those that are behind."""
         self._pumping = False
         if self._closed or self._settling.is_full or not self._may_send():
             return  # told to go on when that is over
-        ring, sender = self._ring, self._sender
-        begun = 0
         now = self._clock()
-        while ring and begun < TURN and (free := sender.free) > 0:
-            if self._bytes >= MAX_BYTES:
-                return  # the next outcome goes on
+        if self._turn(self._ring, TURN, now):
+            self._fresh_at = now
+        if self._late and self._rest is None:
+            if now - self._fresh_at > CALM_MS:
+                self._turn(self._late, TURN, now)
+            else:
+                self._turn(self._late, max(LATE_TURN, 4 * len(self._late)), now)
+                self._rest = self._loop.call_later(REST_SECONDS, self._rested)
+        if self._sender.free > 0 and self._bytes < MAX_BYTES:
+            self.go_on()
+
+    def _rested(self) -> None:
+        self._rest = None
+        self.go_on()
+
+    def _turn(self, ring: deque[Lane], most: int, now: int) -> int:
+        """Begin attempts of lanes in a ring, one each in turn, as long as there is room; return how many."""
+        begun = 0
+        while ring and begun < most and (free := self._sender.free) > 0 and self._bytes < MAX_BYTES:
             lane = ring.popleft()
             lane.queued = False
             if not lane.queue:
@@ -212,12 +244,17 @@ class Sending:
             if lane.room(now) <= 0:
                 self._wait(lane, now)
                 continue
-            if not self._begin(lane, now):
+            try:
+                used = self._begin(lane, now)
+            except Exception:
+                log.exception("webhooks.failed", extra={"endpoint": lane.endpoint.id})
+                lane.empty()  # the others must not suffer from what is wrong with this one
+                self.expect(lane, now + AFTER_MISTAKE_MS)
                 continue
-            begun += 1
-            self.wake(lane)
-        if sender.free > 0:
-            self.go_on()
+            if used:
+                begun += 1
+                self.wake(lane)
+        return begun
 
     def _wait(self, lane: Lane, now: int) -> None:
         """Have a lane without room woken when it may have some, unless an outcome has to come first."""
@@ -234,30 +271,25 @@ class Sending:
                     self._missing[each.message] = None
             self._ask(lane)
             return False
-        lane.queue.popleft()
         if is_outlived(now, parcel.expires):
+            lane.queue.popleft()
             lane.settling += 1
             self._counters.ended["expired"] += 1
             self._settling.add(Settled(lane, Result(lane.id, due.message, Standing.EXPIRED, now, due.tries)))
             return True
-        self._start(lane, due, parcel, now)
-        return True
-
-    def _start(self, lane: Lane, due: Due, parcel: Parcel, now: int) -> None:
         endpoint, target = lane.endpoint, lane.target
-        assert target is not None
+        assert target is not None, "there is no room without"
         content = parcel.content.content(endpoint.description.body)
         seconds = now // 1000
         signed = signature(endpoint.secrets(now), parcel.content.id, seconds, content.body)
-        endpoint.rate.take(now, 1)
+        lines = head(endpoint.lines, content, seconds, signed)
+        size = len(content.body)
+        self._sender.start(target, lines, content.body, partial(self._ended, lane, due, parcel, now, size))
+        lane.queue.popleft()
         lane.in_flight += 1
-        self._bytes += len(content.body)
-        self._sender.start(
-            target,
-            head(endpoint.lines, content, seconds, signed),
-            content.body,
-            partial(self._ended, lane, due, parcel, now, len(content.body)),
-        )
+        self._bytes += size
+        endpoint.rate.take(now, 1)
+        return True
 
     # --- outcomes -------------------------------------------------------------------------------------------
 

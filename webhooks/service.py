@@ -191,8 +191,9 @@ class Webhooks:
 
     def wake(self) -> None:
         """There are events in the log that were not there before."""
-        if self._parts is not None:
-            self._parts.dispatcher.wake()
+        parts = self._parts
+        if parts is not None and parts.dispatcher.groups:  # nobody to look for costs nothing
+            parts.dispatcher.wake()
 
     async def add(self, description: Description, keys: Keys) -> Endpoint:
         """
@@ -359,6 +360,7 @@ class Webhooks:
 
     async def _finish(self, parts: _Parts) -> None:
         """Let what is on its way end, and write down what came of it; all that within a bound."""
+        parts.tenure.keep()
         parts.sending.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FINISH_SECONDS):
@@ -379,6 +381,7 @@ class Webhooks:
         """Buckets are ours from now on."""
         parts = self._parts
         assert parts is not None
+        parts.directory.dismiss(places.keys() & parts.directory.buckets)  # that were almost given away
         await parts.directory.admit(places.keys())
         await parts.dispatcher.take(places)
         for bucket in places:

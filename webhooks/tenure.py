@@ -153,10 +153,14 @@ class Tenure:
         log.warning("webhooks.fenced", extra={"owner": self.owner, "buckets": len(self.buckets)})
         self.owner, self._until = 0, 0.0
         self.buckets.clear()
+        self.keep()
+        self._lost()
+
+    def keep(self) -> None:
+        """Give nothing away any more."""
         if self._giving is not None:
             self._giving.cancel()
             self._giving = None
-        self._lost()
 
     async def leave(self) -> None:
         """Give everything back, at the end."""
@@ -182,7 +186,8 @@ class Tenure:
         if new:
             await self._taken(new)
             self.buckets |= new.keys()
-            log.info("webhooks.taken", extra={"owner": self.owner, "buckets": len(new)})
+            level = logging.DEBUG if self._sharing is Sharing.ALONE else logging.INFO
+            log.log(level, "webhooks.taken", extra={"owner": self.owner, "buckets": len(new)})
         self._renewed()
         if surplus and self._giving is None:
             self._giving = tasks.create_task(self._give(surplus))
@@ -199,7 +204,7 @@ class Tenure:
             await self._leaving(buckets)
             await self._store.give(self.owner, buckets)
             log.info("webhooks.given", extra={"owner": self.owner, "buckets": len(buckets)})
-        except StoreUnavailable:
+        except (StoreUnavailable, Fenced):
             self.check()  # they may be ours as before
         except Exception:
             log.exception("webhooks.failed", extra={"part": "giving"})

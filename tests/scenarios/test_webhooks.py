@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
+import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -22,6 +24,7 @@ from tests.support.postgres import Postgres
 from tests.support.rabbitmq import Broker
 from tests.support.server import GatewayProcess
 from tests.support.sink import Arrival, Sink
+from tests.support.workers import WorkersProcess, pid_of
 from tests.support.zygote import Zygote
 from webhooks.description import IN_FLIGHT, Description, Order
 from webhooks.keys import Keys
@@ -277,6 +280,40 @@ async def test_a_replica_that_stood_still_sends_nothing_more(
             assert all(each.data[1] <= before + 1 for each in repeated)
             print(f"{len(repeated)} sent again because a replica stood still")
             assert len(repeated) <= SHARED * IN_FLIGHT
+
+
+async def test_of_several_workers_one_sends_and_another_takes_over(broker: Broker, tmp_path: Path) -> None:
+    """In a file that workers share one has all endpoints; when it falls another one has them."""
+    with Sink() as sink:
+        async with store_at(tmp_path, "") as store:
+            await add(store, [Description(sink.url(f"ok/{n}"), ("orders.#",)) for n in range(SHARED)])
+        gateway = WorkersProcess(
+            tmp_path,
+            workers=2,
+            backbone=broker.url,
+            stream="workers",
+            exchanges="workers:#",
+            webhooks_allow="127.0.0.0/8",
+        )
+        async with gateway, asyncio.TaskGroup() as tasks:
+            await until(lambda: sorted(_of_workers(gateway)) == [0, SHARED])
+            producer = Producer(gateway.port, "p", ("orders.1",))
+            done = asyncio.Event()
+            publishing = tasks.create_task(producer.publish_until(done, 0.05))
+            await until(lambda: min(sink.counts().values(), default=0) > 20)
+            os.kill(pid_of(gateway, _of_workers(gateway).index(SHARED)), signal.SIGKILL)
+            before = producer.published
+            await until(lambda: min(sink.counts().values()) > before + 20)
+            done.set()
+            await publishing
+            await until(lambda: set(sink.counts().values()) == {producer.published})
+
+
+def _of_workers(gateway: GatewayProcess) -> list[float]:
+    """Return how many endpoints each worker looks after."""
+    text = gateway.get("/metrics")[1].decode()
+    found = re.findall(r'^sluice_webhook_endpoints{worker="\d+"} (\S+)$', text, re.MULTILINE)
+    return [float(each) for each in found]
 
 
 # --- fairness -----------------------------------------------------------------------------------------------
