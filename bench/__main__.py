@@ -24,9 +24,10 @@ from bench.machine import choose_cores, raise_file_limit
 from bench.rows import ROWS as ALONE_ROWS
 from bench.rows import Row
 from bench.table import Result, render
+from bench.webhook_rows import ROWS as WEBHOOK_ROWS
 
-GROUPS = {"alone": ALONE_ROWS, "amqp": AMQP_ROWS}
-ROWS = (*ALONE_ROWS, *AMQP_ROWS)
+GROUPS = {"alone": ALONE_ROWS, "amqp": AMQP_ROWS, "webhooks": WEBHOOK_ROWS}
+ROWS = (*ALONE_ROWS, *AMQP_ROWS, *WEBHOOK_ROWS)
 FILES_NEEDED = 19_000  # 18,000 connections and room for the rest
 NOISY = 0.1  # how much of a core in others' hands makes a row say so
 
@@ -40,7 +41,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only", nargs="+", metavar="ROW", choices=names, help=f"rows to run, of: {', '.join(names)}"
     )
     parser.add_argument(
-        "--group", choices=GROUPS, help="the rows without a broker (alone), or those with one (amqp)"
+        "--group",
+        choices=GROUPS,
+        help="the rows without a broker (alone), with one (amqp), or those about webhooks",
     )
     parser.add_argument(
         "--quick", action="store_true", help="shorter rounds and fewer connections, within 90 s"
@@ -105,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(rows)} rows, about {about:.0f} s on a quiet machine", file=sys.stderr)
     try:
         raise_file_limit(FILES_NEEDED)
-        program("load"), program("floor")
+        program("load"), program("floor"), program("catch")
         results, failures = run(rows, make_plan(options))
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -237,3 +237,53 @@ class Load(Talking):
     def close(self, group: int) -> None:
         """Reset a group's connections."""
         self.command("close", group=group)
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """What the receiver of webhooks got since it was reset; see bench/catch.c."""
+
+    requests: int
+    different: int
+    bytes: int
+    unsigned: int
+    connections: int
+    ns: int
+    p50: int
+    p99: int
+
+
+class Catch(Talking):
+    """The receiver of webhooks."""
+
+    def __init__(self, core: int, log: Path) -> None:
+        self.port = free_port()
+        super().__init__([str(program("catch")), str(self.port)], core, log)
+        self.reset()
+
+    def url(self, number: int) -> str:
+        """Return the URL of an endpoint."""
+        return f"http://127.0.0.1:{self.port}/{number}"
+
+    def report(self) -> Caught:
+        """Return what came since the last reset."""
+        self.tell("report")
+        return msgspec.json.decode(self.line(10), type=Caught)
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+        self.tell("reset")
+        self.line(10)
+
+    def all(self, different: int, seconds: float) -> Caught:
+        """
+        Return what came when it is so many different deliveries.
+
+        Raises:
+            BenchError: they did not come in time, or not as they should.
+        """
+        wait_until(lambda: self.report().different >= different, f"{different} deliveries", seconds)
+        caught = self.report()
+        if caught.unsigned or caught.different != different:
+            raise BenchError(f"of {different} deliveries there came {caught}")
+        return caught

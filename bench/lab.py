@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from bench.broker import Node, Peer
-from bench.children import Child, Load, Served, start_floor, start_gateway
+from bench.children import Catch, Child, Load, Served, start_floor, start_gateway
 from bench.machine import Cores, core_busy_seconds, on_real_disk
+from tests.support.postgres import Postgres
 
 REPEAT_SECONDS = 10  # per row; the whole run stays within its eight minutes
 
@@ -73,13 +75,14 @@ class Lab:
         """A number of connections or topics, smaller in a quick run."""
         return n // 5 if self.plan.quick else n
 
-    def gateway(self, *flags: str) -> Served:
-        """Start the gateway with an empty log of its own."""
+    def gateway(self, *flags: str, prepare: Callable[[Path], None] = lambda _: None) -> Served:
+        """Start the gateway with an empty log of its own, after its data folder was prepared."""
         if self.plan.stand_in:
             return self.floor(300)
         name = self._name("gateway")
         more = (*self.plan.flags, *flags)
         data, log = self._folder / name, self._folder / f"{name}.log"
+        prepare(data)
         profiler = () if self.plan.profile is None else profiled(self.plan.profile)
         command = (*profiler, *self.plan.command)
         # Killed, for it has nothing to say any more; but a profile is written at an orderly end only.
@@ -96,6 +99,14 @@ class Lab:
     def load(self, server: Served) -> Load:
         """Start a load client for a server."""
         return self._keep(Load(server, self.plan.cores.client, self._folder / f"{self._name('load')}.log"))
+
+    def catch(self) -> Catch:
+        """Start a receiver of webhooks."""
+        return self._keep(Catch(self.plan.cores.client, self._folder / f"{self._name('catch')}.log"))
+
+    def database(self) -> str:
+        """Start a PostgreSQL server of our own, beside the load; return the address of a database in it."""
+        return self._stack.enter_context(Postgres()).make()
 
     def broker(self) -> Node:
         """Start a broker of our own, beside the load."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from heapq import merge
+from itertools import islice
 from operator import attrgetter
 from typing import Final
 
@@ -271,6 +272,20 @@ class Window:
             return event_frame(wire, self.cursor_of(event), event.body)
 
         return _take(events, wanted, encode, limits, end)
+
+    def after(self, position: int, most: int, max_bytes: int) -> list[Event]:
+        """
+        Return the events behind `position`, which must not be before `floor`: at most so many, and not many
+        more bytes of them.
+        """
+        found = []
+        size = 0
+        for event in islice(self._events.after(position), most):
+            found.append(event)
+            size += len(event.body)
+            if size >= max_bytes:
+                break
+        return found
 
     def newest(self, wanted: Filter, count: int, upto: int) -> tuple[int, int]:
         """

@@ -11,20 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
-from starlette.staticfiles import StaticFiles
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fanout.catchup import CatchUp
+from fanout.event import Event
 from fanout.hub import Hub
 from fanout.window import Window
+from gateway import demo
 from gateway.consumers import Consumers
 from gateway.dedup import Dedup
 from gateway.drain import Drain
@@ -43,20 +41,15 @@ from gateway.sqlite_log import SqliteLog
 from gateway.starts import Locator
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe, SubscribeLimits
+from gateway.webhooks_api import WebhooksApi
+from gateway.webhooks_wiring import CONNECTIONS, webhooks
+from webhooks.service import Webhooks
 
 if TYPE_CHECKING:
     from gateway.postgres.database import Database
     from gateway.stream_log import StreamLog
     from gateway.workers.worker import Worker
 
-DEMO: Final = next(  # beside the package in a checkout, inside it in a wheel
-    (
-        each
-        for parent in (Path(__file__).parent, Path(__file__).resolve().parent.parent)
-        if (each := parent / "web-demo").is_dir()
-    ),
-    None,
-)
 OPEN_EARLY: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """What is answered while a start waits for the broker or the store."""
 
@@ -106,6 +99,7 @@ class Gateway:
         self.poller = Poller(self.streams, self.log, settings.poll_retry_after, name)
         self.drain = Drain(self.streams, self.poller, settings.drain_seconds)
         self.keepalive = Keepalive(self.streams, settings.heartbeat_seconds, settings.stall_timeout)
+        self.webhooks: Webhooks | None = webhooks(self) if settings.webhooks else None
         self.tasks = asyncio.TaskGroup()
         self._starting = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -149,6 +143,8 @@ class Gateway:
 
     async def close(self) -> None:
         """Close the log and what is kept beside it, also when the start was not finished. Idempotent."""
+        if self.webhooks is not None:
+            await self.webhooks.close()
         await self.log.close()
         await self.consumers.close()
         if self.store is not None:
@@ -164,13 +160,15 @@ class Gateway:
 
     async def _open_embedded(self, log: SqliteLog) -> None:
         """Open the log in the data folder, and fill the window from its tail."""
-        await log.start(self.hub.publish)
+        await log.start(self.deliver)
         await self.consumers.start()
         window = self.hub.window
         window.epoch = log.epoch
         window.begin(log.head, log.head_tag)
         window.preload(await log.tail())
         await self.intake.restore()
+        if self.webhooks is not None:
+            await self.webhooks.start()
 
     async def _open_backbone(self, log: StreamLog) -> None:
         """Wait for the broker as long as it takes, and begin where its stream ends."""
@@ -178,8 +176,16 @@ class Gateway:
 
         self.intake.mint.takes = takes(topology(self.settings))
         await self.consumers.start()
+        if self.webhooks is not None:
+            await self.webhooks.start()  # what is due is sent whether the broker is there or not
         log.on_begin = lambda: begin(self, log)
         await log.start(Taking(self))
+
+    def deliver(self, batch: list[Event]) -> None:
+        """Take the next events of the log."""
+        self.hub.publish(batch)
+        if self.webhooks is not None:
+            self.webhooks.wake()
 
     async def _run(self, ready: asyncio.Event) -> None:
         """Own every task of the gateway until it is told to stop."""
@@ -199,7 +205,10 @@ class Gateway:
             reasons.append("draining")  # for a worker that leaves, another is ready on the same port
         if (trouble := self.log.trouble()) is not None:
             reasons.append(trouble)
-        if self.store is not None and (trouble := self.store.trouble()) is not None:
+        trouble = None if self.store is None else self.store.trouble()
+        if trouble is None and self.webhooks is not None and self._running is not None:
+            trouble = self.webhooks.ready
+        if trouble is not None:
             reasons.append(trouble)
         return reasons
 
@@ -249,8 +258,9 @@ class Gateway:
             Route(TOPIC_PATH, PublishTopic(self.intake, settings)),
             *self._operate().routes(),
         ]
-        if DEMO is not None:
-            routes += [Route("/", _demo), Mount("/demo", _DemoFiles(directory=DEMO))]
+        if self.webhooks is not None:
+            routes += WebhooksApi(self.webhooks, self.intake, settings).routes()
+        routes += demo.routes(settings, self.intake, webhooks=self.webhooks is not None)
         application = Starlette(
             routes=routes,
             middleware=[Middleware(Started, gateway=self)],
@@ -271,22 +281,6 @@ class Gateway:
         from gateway.workers.together import Together  # noqa: PLC0415  (nobody else pays for it)
 
         return Together(self, self.worker)
-
-
-async def _demo(_request: Request) -> Response:
-    """Return the demo page."""
-    assert DEMO is not None
-    return FileResponse(DEMO / "index.html", headers={"cache-control": "no-cache"})
-
-
-class _DemoFiles(StaticFiles):
-    """The parts of the demo page; asked about each time, so that after an upgrade they are of one version."""
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """Return a file."""
-        response = super().file_response(*args, **kwargs)
-        response.headers["cache-control"] = "no-cache"
-        return response
 
 
 class Events:
@@ -325,8 +319,13 @@ def _store(settings: Settings) -> tuple[Database, Consumers]:
     from gateway.postgres.address import Address  # noqa: PLC0415  (nobody else pays for it)
     from gateway.postgres.consumers import PART, PostgresConsumers  # noqa: PLC0415
     from gateway.postgres.database import Database  # noqa: PLC0415
+    from webhooks import postgres_store  # noqa: PLC0415
 
-    database = Database(Address.parse(settings.store), [PART])
+    address = Address.parse(settings.store)
+    if settings.webhooks:
+        database = Database(address, [PART, postgres_store.PART], connections=CONNECTIONS)
+    else:
+        database = Database(address, [PART])
     return database, PostgresConsumers(database)
 
 

@@ -142,7 +142,7 @@ class Taking:
         named = [event for event in batch if event.given_id is not None]
         if named:
             self._gateway.dedup.restore(named)
-        self._gateway.hub.publish(batch)
+        self._gateway.deliver(batch)
 
 
 def begin(gateway: Gateway, log: StreamLog) -> None:
@@ -164,3 +164,5 @@ def begin(gateway: Gateway, log: StreamLog) -> None:
     gateway.dedup.restore(tail)
     for waiter in list(gateway.poller.waiters):
         waiter.woken.set()
+    if gateway.webhooks is not None:
+        gateway.webhooks.wake()

@@ -3,7 +3,8 @@ The client side of the gateway: publish so that a retry stores nothing twice, fo
 
 Strategy: every event is given an id before it is first sent, so that sending again is harmless; a follower
 keeps the cursor of the last event it handed on and begins there again. What cannot get better by trying again
-ends in a `ClientError`. The only file that uses a WebSocket client or an HTTP client.
+ends in a `ClientError`. The only file that uses a WebSocket client; HTTP requests are made in
+`gateway.api_client` as well.
 """
 
 from __future__ import annotations
@@ -86,22 +87,27 @@ def delay_before(failures: int, chance: float) -> float:
 
 
 def events_url(base: str, *, websocket: bool = False) -> str:
+    """Return the address of the events of the gateway at `base`; see `url_of`."""
+    return url_of(base, EVENTS_PATH, websocket=websocket)
+
+
+def url_of(base: str, path: str, *, websocket: bool = False) -> str:
     """
-    Return the address of the events of the gateway at `base`.
+    Return the address of a path, with its query, of the gateway at `base`.
 
     Raises:
         ClientError: `base` is no http or https address.
     """
-    refusal = ClientError(f"{base!r} is no address of a gateway: give one like http://127.0.0.1:8000")
+    wrong = ClientError(f"{base!r} is no address of a gateway: give one like http://127.0.0.1:8000")
     try:
         parts = urlsplit(base)
         has_host = bool(parts.hostname) and parts.port != 0
     except ValueError:
-        raise refusal from None
+        raise wrong from None
     if parts.scheme not in ("http", "https") or not has_host or parts.query or parts.fragment:
-        raise refusal
+        raise wrong
     scheme = parts.scheme.replace("http", "ws") if websocket else parts.scheme
-    return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + EVENTS_PATH, "", ""))
+    return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/"), "", "")) + path
 
 
 # --- publishing ---------------------------------------------------------------------------------------------
@@ -122,9 +128,7 @@ class Publisher:
         self._base = base
         self._notice = notice
         self._patience = patience
-        self._opener = urllib.request.build_opener(
-            *([urllib.request.ProxyHandler({})] if _is_local(base) else [])
-        )
+        self._opener = opener(base)
 
     def publish(self, events: Iterable[bytes]) -> Accepted:
         """
@@ -148,7 +152,7 @@ class Publisher:
             failures += 1
             time.sleep(wait)
 
-    def _attempt(self, body: bytes) -> Accepted | _Failure:
+    def _attempt(self, body: bytes) -> Accepted | Failure:
         """Send the request once. A failure returned may pass; one raised does not."""
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self._url, body, headers)  # noqa: S310  # `events_url` saw the scheme
@@ -157,13 +161,13 @@ class Publisher:
                 return _accepted(self._base, response.read())
         except urllib.error.HTTPError as error:
             with error:
-                return _refusal(self._base, error.code, error.headers.get("Retry-After"), _rest(error))
+                return refusal(self._base, error.code, error.headers.get("Retry-After"), rest_of(error))
         except (OSError, http.client.HTTPException) as error:
-            return _unreachable(self._base, error)
+            return unreachable(self._base, error)
 
 
 @dataclass(frozen=True, slots=True)
-class _Failure:
+class Failure:
     """A failure that may pass: why, and after how many seconds at the least to try again."""
 
     why: str
@@ -191,14 +195,14 @@ def _accepted(base: str, body: bytes) -> Accepted:
     return Accepted(answer.accepted, answer.duplicates, answer.cursor)
 
 
-def _rest(error: urllib.error.HTTPError) -> bytes:
+def rest_of(error: urllib.error.HTTPError) -> bytes:
     """Return the body of a refusal; nothing if the connection broke meanwhile."""
     with suppress(OSError, http.client.HTTPException):
         return error.read()
     return b""
 
 
-def _refusal(base: str, status: int, retry_after: str | None, body: bytes) -> _Failure:
+def refusal(base: str, status: int, retry_after: str | None, body: bytes) -> Failure:
     """
     Return the failure behind an HTTP status that may pass.
 
@@ -215,10 +219,10 @@ def _refusal(base: str, status: int, retry_after: str | None, body: bytes) -> _F
         raise ClientError(why)
     # The other form, a date (RFC 9110 10.2.3), is one that a gateway does not send.
     seconds = float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
-    return _Failure(why, min(seconds, PATIENCE_SECONDS))
+    return Failure(why, min(seconds, PATIENCE_SECONDS))
 
 
-def _unreachable(base: str, error: Exception) -> _Failure:
+def unreachable(base: str, error: Exception) -> Failure:
     """
     Return the failure behind an error of the network.
 
@@ -228,7 +232,7 @@ def _unreachable(base: str, error: Exception) -> _Failure:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, ssl.SSLCertVerificationError):
         raise ClientError(f"{base} is not trusted: {cause.verify_message}")
-    return _Failure(f"no connection to {base} ({_said(cause)})")
+    return Failure(f"no connection to {base} ({_said(cause)})")
 
 
 def _said(error: object) -> str:
@@ -239,7 +243,12 @@ def _said(error: object) -> str:
     return str(error) or type(error).__name__
 
 
-def _is_local(base: str) -> bool:
+def opener(base: str) -> urllib.request.OpenerDirector:
+    """Return what opens addresses of a gateway: past the environment's proxies if it is of this machine."""
+    return urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if is_local(base) else []))
+
+
+def is_local(base: str) -> bool:
     """Say whether an address is of this machine, where a proxy that the environment names has no part."""
     host = urlsplit(base).hostname or ""
     with suppress(ValueError):
@@ -285,7 +294,7 @@ class Follower:
         self._url = events_url(base, websocket=True)
         self._patterns = list(patterns)
         self._notice = notice
-        self._proxy: Literal[True] | None = None if _is_local(base) else True
+        self._proxy: Literal[True] | None = None if is_local(base) else True
         self._welcomed = False  # the cursor is one of the gateway's, not a place to begin given by the user
         self._failures = 0  # in a row
         self._out = False  # an outage was reported
@@ -300,7 +309,7 @@ class Follower:
             ClientError: the gateway refuses; trying again would not help.
         """
         while True:
-            failure = _Failure(f"{self._base} closed the connection")
+            failure = Failure(f"{self._base} closed the connection")
             try:
                 async with connect(
                     self._address(), proxy=self._proxy, max_size=None, close_timeout=1
@@ -357,14 +366,14 @@ class Follower:
             self._notice("connected again")
             self._out = False
 
-    def _closed(self, closed: ConnectionClosed) -> _Failure:
+    def _closed(self, closed: ConnectionClosed) -> Failure:
         received = closed.rcvd
         if received is not None and received.code in REFUSED_CODES:
             said = self._last_error or received.reason or f"close code {received.code}"
             raise ClientError(f"{self._base} ended the connection: {said}")
-        return _Failure(f"lost the connection to {self._base}")
+        return Failure(f"lost the connection to {self._base}")
 
-    def _not_opened(self, error: OSError | WebSocketException) -> _Failure:
+    def _not_opened(self, error: OSError | WebSocketException) -> Failure:
         """
         Return the failure behind a handshake that failed and may succeed next time.
 
@@ -375,15 +384,15 @@ class Follower:
             case InvalidStatus():
                 response = error.response
                 after = response.headers.get("Retry-After")
-                return _refusal(self._base, response.status_code, after, bytes(response.body or b""))
+                return refusal(self._base, response.status_code, after, bytes(response.body or b""))
             case InvalidMessage() if isinstance(error.__cause__, EOFError):  # it went away in the handshake
-                return _Failure(f"lost the connection to {self._base}")
+                return Failure(f"lost the connection to {self._base}")
             case OSError():
-                return _unreachable(self._base, error)
+                return unreachable(self._base, error)
             case _:
                 raise ClientError(f"{self._base} does not speak as a gateway does: {error}") from None
 
-    async def _pause(self, failure: _Failure) -> None:
+    async def _pause(self, failure: Failure) -> None:
         """Wait before the next connection: as long as the gateway asked, or as the failures make wise."""
         if not self._out:
             self._notice(f"{failure.why}; trying again")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypedDict, TypeVar, cast
-from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -21,6 +20,7 @@ from gateway.cloudevents import CloudEvent, mint_binary, mint_cloud_event
 from gateway.mint import Mint
 from gateway.payloads import FORM, check_utf8, content_type, decode_json, payload, refuse_json
 from gateway.problems import Problem
+from gateway.query import read_query
 
 JSON: Final = "application/json"
 LINES: Final = "application/x-ndjson"
@@ -180,18 +180,7 @@ def _options(query: bytes) -> _Options:
     Raises:
         Problem: 422, there is another parameter, one twice, or it is not UTF-8.
     """
-    if not query:
-        return {}
-    given: dict[str, Any] = {}
-    try:
-        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=16)
-    except ValueError:
-        raise Problem(422, "the query is not percent-encoded UTF-8, or has too many parameters") from None
-    for name, value in pairs:
-        if name not in _Options.__annotations__ or name in given:
-            known = ", ".join(_Options.__annotations__)
-            raise Problem(422, f"the query may have {known}, each at most once")
-        given[name] = value
+    given: dict[str, Any] = {**read_query(query, _Options.__annotations__)}
     if "ttl" in given:
         given["ttl"] = _seconds(given["ttl"])
     return cast("_Options", given)

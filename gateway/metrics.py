@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from fanout.connection import State
+from webhooks.counters import BOUNDS
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -31,6 +33,7 @@ class Collector:
         yield from self._store()
         yield from self._connections()
         yield from self._intake()
+        yield from self._webhooks()
         yield from self._worker()
 
     def _log(self) -> Iterator[Metric]:
@@ -105,12 +108,72 @@ class Collector:
             intake.unavailable,
         )
 
+    def _webhooks(self) -> Iterator[Metric]:
+        webhooks = self._gateway.webhooks
+        if webhooks is None:
+            return
+        found, counted = webhooks.statistics(), webhooks.counters
+        yield GaugeMetricFamily(
+            "sluice_webhook_trouble", "Whether webhooks wait.", webhooks.ready is not None
+        )
+        yield GaugeMetricFamily(
+            "sluice_webhook_endpoints", "Endpoints that this process looks after.", found.endpoints
+        )
+        yield GaugeMetricFamily(
+            "sluice_webhook_pending", "Pending deliveries of these, as last counted.", found.pending
+        )
+        yield GaugeMetricFamily(
+            "sluice_webhook_lag", "Events behind the head of which no deliveries were made yet.", found.lag
+        )
+        yield GaugeMetricFamily("sluice_webhook_in_flight", "Attempts on their way.", found.in_flight)
+        yield GaugeMetricFamily(
+            "sluice_webhook_unsettled", "Outcomes that are not written down yet.", found.unsettled
+        )
+        yield GaugeMetricFamily("sluice_webhook_links", "Connections to receivers.", found.links)
+        yield CounterMetricFamily("sluice_webhook_dispatched", "Deliveries made.", counted.dispatched)
+        attempts = CounterMetricFamily(
+            "sluice_webhook_attempts", "Attempts that ended, by outcome.", labels=["outcome"]
+        )
+        for outcome, number in counted.attempts.items():
+            attempts.add_metric([outcome], number)
+        yield attempts
+        yield HistogramMetricFamily(
+            "sluice_webhook_attempt_seconds",
+            "How long they took.",
+            buckets=_buckets(counted.parts),
+            sum_value=counted.spent / 1000,
+        )
+        ended = CounterMetricFamily(
+            "sluice_webhook_ended", "Deliveries that ended, by how they stand.", labels=["state"]
+        )
+        for state, number in counted.ended.items():
+            ended.add_metric([state], number)
+        yield ended
+        yield CounterMetricFamily(
+            "sluice_webhook_gaps", "Stretches of the log that could not be read.", counted.gaps
+        )
+        yield CounterMetricFamily("sluice_webhook_announced", "Operational events.", counted.announced)
+        yield CounterMetricFamily(
+            "sluice_webhook_unannounced", "Such events that could not be published.", counted.unannounced
+        )
+        yield CounterMetricFamily(
+            "sluice_webhook_overtaken",
+            "Outcomes not written down because another replica had taken over.",
+            counted.overtaken,
+        )
+
     def _worker(self) -> Iterator[Metric]:
         worker = self._gateway.worker
         if worker is not None:
             yield CounterMetricFamily(
                 "sluice_worker_restarts", "Restarts of the worker because it fell.", worker.restarts
             )
+
+
+def _buckets(parts: Sequence[int]) -> list[tuple[str, float]]:
+    """Return the parts of a histogram as Prometheus has them: each with all below it."""
+    bounds = [*(str(bound / 1000) for bound in BOUNDS), "+Inf"]
+    return list(zip(bounds, map(float, accumulate(parts)), strict=True))
 
 
 def registry(gateway: Gateway) -> CollectorRegistry:

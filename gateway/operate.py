@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -12,14 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway import metrics
+from gateway import metrics, pages
 from gateway.problems import Problem
 
 if TYPE_CHECKING:
     from fanout.connection import Connection
     from gateway.app import Gateway
 
-MAX_LISTED: Final = 1000
 NO_STORE: Final = {"cache-control": "no-store"}
 
 
@@ -112,16 +110,8 @@ class Operate:
 
 
 def read_limit(request: Request) -> int:
-    """
-    Return how much of a list is asked for; 100 if nothing is said.
-
-    Raises:
-        Problem: it is no number, or out of bounds.
-    """
-    text = request.query_params.get("limit", "100")
-    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= MAX_LISTED:
-        raise Problem(422, f"limit is a whole number from 1 to {MAX_LISTED}")
-    return int(text)
+    """Return how much of a list is asked for; see `gateway.pages.read_limit`."""
+    return pages.read_limit(request.query_params.get("limit"))
 
 
 def json_response(value: object, status: int = 200) -> Response:

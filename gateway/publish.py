@@ -136,7 +136,7 @@ class PublishEvents:
             content = await body.read(headers)
             receipt = await self.intake.publish(self._events(scope, headers, content))
         except Problem as problem:
-            await _refuse(problem, body, send)
+            await refuse(problem, body, send)
         except ClientGone:
             pass
         else:
@@ -196,7 +196,7 @@ async def _accept(accepted: int, duplicates: int, cursor: str, send: Send) -> No
     await send({"type": "http.response.body", "body": body})
 
 
-async def _refuse(problem: Problem, body: Body, send: Send) -> None:
+async def refuse(problem: Problem, body: Body, send: Send) -> None:
     """Answer with a problem; if the body was not read to its end, the connection cannot be used again."""
     if body.complete:
         await problem.send(send)

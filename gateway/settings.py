@@ -385,6 +385,61 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = 1
 
+    webhooks: Annotated[
+        bool,
+        _flag(
+            "Send events to webhooks, and keep them in the store.",
+            "They cost nothing as long as there are no endpoints.",
+        ),
+    ] = True
+    webhooks_allow: Annotated[
+        str,
+        _text(
+            "Networks that webhooks may be sent to although they are not part of the internet: "
+            "`127.0.0.0/8,10.1.0.0/16`.",
+            "Nobody reaches through us what he cannot reach himself.",
+        ),
+    ] = ""
+    webhooks_ports: Annotated[
+        str,
+        _text(
+            "Ports that webhooks may be sent to: `443,8000-8999`; empty is 80, 443, and from 1024 on those "
+            "that belong to no other protocol.",
+            "What receivers use; behind other ports a request may be taken for something else.",
+        ),
+    ] = ""
+    webhooks_https_only: Annotated[
+        bool,
+        _flag(
+            "Send webhooks to `https://` only.", "Receivers inside of a network often have no certificate."
+        ),
+    ] = False
+    webhooks_timeout: Annotated[
+        float,
+        _seconds(
+            "Time for one attempt to send a webhook: name, connection, TLS, request and answer.",
+            "What receivers are commonly given; they should answer first and work afterwards.",
+            0.1,
+            300,
+        ),
+    ] = 15
+    webhooks_in_flight: Annotated[
+        int,
+        _count(
+            "Most attempts on their way at a time, of all endpoints together.",
+            "A few for each of hundreds of endpoints; each may take a connection.",
+            1,
+            10_000,
+        ),
+    ] = 1024
+    webhooks_retention_seconds: Annotated[
+        float,
+        _seconds(
+            "Age at which deliveries are forgotten, whether they arrived or not; 0 is never.",
+            "As long as the log; the default schedule of attempts ends after three days.",
+        ),
+    ] = WEEK
+
     drain_seconds: Annotated[
         float,
         _seconds(
@@ -409,6 +464,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             _check_backbone(self.backbone)
         if self.store:
             _check_store(self.store)
+        _check_guard(self)
 
     @property
     def data_folder(self) -> Path | None:
@@ -535,6 +591,19 @@ def _check_store(text: str) -> None:
         Address.parse(text)
     except AddressError as error:
         raise SettingsError("store", str(error)) from None
+
+
+def _check_guard(settings: Settings) -> None:
+    """Refuse networks and ports that are none."""
+    from webhooks.guard import Ports, parse_networks  # noqa: PLC0415  (nobody else pays for it)
+
+    for name, parse in (("webhooks_allow", parse_networks), ("webhooks_ports", Ports.parse)):
+        text = getattr(settings, name)
+        try:
+            if text:
+                parse(text)
+        except ValueError as error:
+            raise SettingsError(name, str(error)) from None
 
 
 MAX_NAME_BYTES: Final = 250

@@ -264,13 +264,24 @@ def _code(error: sqlite3.Error) -> int:
     return code & _PRIMARY
 
 
+STATEMENTS = 256
+"""Prepared statements that a connection keeps: those about several rows have a text for each number."""
+
+
 def _connect(uri: str) -> sqlite3.Connection:
     """
     Connect in autocommit mode: a statement is a transaction unless BEGIN says otherwise.
 
     A connection is used by one thread at a time, but in memory not always by the same one.
     """
-    return sqlite3.connect(uri, timeout=5.0, isolation_level=None, check_same_thread=False, uri=True)
+    return sqlite3.connect(
+        uri,
+        timeout=5.0,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=True,
+        cached_statements=STATEMENTS,
+    )
 
 
 def _ask(connection: sqlite3.Connection, sql: str) -> Any:

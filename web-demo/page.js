@@ -2,6 +2,8 @@
 
 import { Audit, matches } from "./audit.js";
 import { Client, TRANSPORTS, eventsUrl, head, newId, publish, sleep } from "./client.js";
+import { duration, element, find, number, offerCommand, quote } from "./parts.js";
+import "./webhooks.js";
 
 const SHOWN_EVENTS = 20;
 const SHOWN_CONNECTIONS = 12;
@@ -11,17 +13,6 @@ const HIDDEN_MS = 3000; // a tab hidden for so long gives its connections back
 const STREAM_MS = 100; // between two events of the steady stream
 const BATCH_EVENTS = 1000;
 const BATCH_BYTES = 4_000_000;
-
-const number = (value) => value.toLocaleString("en");
-const find = (selector, within = document) => within.querySelector(selector);
-
-/** Return a new element; `parts` are its children or texts. */
-function element(name, className = "", ...parts) {
-  const made = document.createElement(name);
-  made.className = className;
-  made.append(...parts);
-  return made;
-}
 
 // --- the clients ----------------------------------------------------------------------------------------------------
 
@@ -198,10 +189,6 @@ function eventLine({ topic, data, data_base64: binary, time, cursor }) {
   line.append(element("time", "", time.slice(11, 23)), element("span", "body", text.slice(0, 120)));
   line.title = cursor;
   return line;
-}
-
-function duration(milliseconds) {
-  return milliseconds < 1000 ? `${milliseconds} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
 }
 
 const panels = Object.keys(TRANSPORTS).map((transport, index) => new Panel("ABCDE"[index], transport));
@@ -401,29 +388,6 @@ form.burst.onclick = handler(publishBurst);
 form.stream.onclick = handler(toggleStream);
 
 // --- commands to copy -----------------------------------------------------------------------------------------------
-
-/** Fill a folded command when it is opened, and copy it as it is then. */
-function offerCommand(details, command) {
-  const code = find("code", details);
-  const copy = find(".copy", details);
-  details.ontoggle = () => (code.textContent = command());
-  copy.onclick = async () => {
-    code.textContent = command();
-    try {
-      await navigator.clipboard.writeText(code.textContent);
-      copy.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(code); // no clipboard without https: one key press is left to the user
-      copy.textContent = "Selected";
-    }
-    setTimeout(() => (copy.textContent = "Copy"), 1500);
-  };
-}
-
-/** Quote for a shell. */
-function quote(text) {
-  return `'${text.replaceAll("'", "'\\''")}'`;
-}
 
 const publishCommand = find(".curl", form);
 offerCommand(publishCommand, () => {

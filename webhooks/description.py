@@ -43,6 +43,7 @@ MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # What would break a log line or a terminal, or that UTF-8 cannot carry. Topics refuse the same.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MAX_TYPE: Final = 255
+_ORIGIN = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*", re.ASCII)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _PLACE = re.compile(r" - at `\$((?:\.\w+|\[\d+\]|\[\.\.\.\])*)`$")
@@ -79,6 +80,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rate: attempts a second, None for any number.
         schedule: seconds between the attempts of a delivery.
         headers: sent along with every attempt.
+        origin: name under which the receiver is asked whether it agrees, and told with every attempt who
+            sends: CloudEvents' "HTTP 1.1 Web Hooks for Event Delivery" 4.1.2. None to ask nothing.
         description: whatever its owner wants to remember.
     """
 
@@ -93,6 +96,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate: float | None = None
     schedule: tuple[float, ...] = DEFAULT
     headers: dict[str, str] = {}
+    origin: str | None = None
     description: str = ""
 
     @property
@@ -175,7 +179,7 @@ def rotation(given: Given) -> tuple[Scheme, Secret | None, float]:
     Raises:
         Invalid: it cannot be.
     """
-    wanted = _decoded(given, Rotation)
+    wanted = decoded(given, Rotation)
     if wanted.secret is None:
         return wanted.scheme or Scheme.V1, None, wanted.overlap
     secret = _secret(wanted.secret)
@@ -186,7 +190,7 @@ def rotation(given: Given) -> tuple[Scheme, Secret | None, float]:
 
 def _checked(given: Given, admit: Admit | None) -> Description:
     """Decode a description and check all that its types do not say."""
-    description = _decoded(given, Description)
+    description = decoded(given, Description)
     if admit is not None:
         try:
             admit(description.url)
@@ -234,6 +238,8 @@ def _check_bounds(description: Description) -> None:
         raise Invalid(f"in_flight must be 1 to {MAX_IN_FLIGHT}", "/in_flight")
     if description.rate is not None and not MIN_RATE <= description.rate <= MAX_RATE:
         raise Invalid(f"the rate must be {MIN_RATE} to {MAX_RATE:.0f} attempts a second", "/rate")
+    if description.origin is not None and not _ORIGIN.fullmatch(description.origin):
+        raise Invalid("the origin must be a DNS name, like events.example.com", "/origin")
     if len(description.description) > MAX_TEXT or _CONTROL.search(description.description):
         raise Invalid(f"the description must be one line of at most {MAX_TEXT} characters", "/description")
 
@@ -260,8 +266,13 @@ def _text(raw: msgspec.Raw, name: str) -> str:
         raise Invalid(f"the {name} is no string", step(name)) from None
 
 
-def _decoded(given: Given, type: type[Decoded]) -> Decoded:
-    """Decode members that are not null to a struct."""
+def decoded(given: Given, type: type[Decoded]) -> Decoded:
+    """
+    Decode members that are not null to a struct.
+
+    Raises:
+        Invalid: they cannot be.
+    """
     members = {name: raw for name, raw in given.items() if bytes(raw) != bytes(_NULL)}
     try:
         return msgspec.json.decode(msgspec.json.encode(members), type=type)

@@ -84,7 +84,8 @@ TRANSITIONS: Final[dict[State, dict[Signal, State]]] = {
 CLOSED: Final = frozenset({State.DISABLED, State.GONE})
 """States in which deliveries are held, until the owner opens the endpoint again."""
 
-_REMEDIES: Final = {State.PAUSED: "resume it", State.DISABLED: "enable it", State.GONE: "enable it"}
+REMEDIES: Final = {State.PAUSED: "resume it", State.DISABLED: "enable it", State.GONE: "enable it"}
+"""What the owner does to have events sent again, in words."""
 
 
 class Outcome(Protocol):
@@ -139,6 +140,11 @@ class Endpoint:
     def is_closed(self) -> bool:
         """Whether its deliveries are held."""
         return self.state in CLOSED
+
+    @property
+    def is_picky(self) -> bool:
+        """Whether it matters what an event has beside its topic."""
+        return bool(self._types) or self._filter is not None
 
     def wants(self, message: Message) -> bool:
         """Say whether it gets an event whose topic one of its patterns matches."""
@@ -197,7 +203,7 @@ class Endpoint:
             Invalid: it cannot be done in its state.
         """
         if signal not in TRANSITIONS[self.state]:
-            raise Invalid(f"the endpoint is {self.state.value}: {_REMEDIES[self.state]} first")
+            raise Invalid(f"the endpoint is {self.state.value}: {REMEDIES[self.state]} first")
         before = self.state
         self._apply(signal)
         if self.state is State.ACTIVE and before is not State.ACTIVE:
@@ -219,7 +225,7 @@ class Endpoint:
         """Make a description ready for use."""
         self.description = description
         self.schedule = Schedule(description.schedule)
-        self.lines = own_lines(description.headers)
+        self.lines = own_lines(description.headers, description.origin)
         self.health.ceiling = description.ceiling
         self._types = frozenset(description.types)
         self._filter = None if description.filter is None else Filter(description.filter)

@@ -115,6 +115,15 @@ class Message:
         return self._parts().type
 
     @property
+    def is_own(self) -> bool:
+        """Whether it tells about webhooks; see `webhooks.announcing`."""
+        return self.topic.startswith("$webhooks.")
+
+    @property
+    def event_id(self) -> str:
+        return self._parts().id
+
+    @property
     def data(self) -> Any:
         """Its data as filters read it, decoded once."""
         if self._data is None:

@@ -67,9 +67,10 @@ def write(headers: Mapping[str, str]) -> bytes:
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("ascii")
 
 
-def own_lines(headers: Mapping[str, str]) -> bytes:
-    """Return the lines that every request to an endpoint with these (checked) headers has."""
-    return b"User-Agent: %b\r\nAccept: */*\r\n%b" % (USER_AGENT, write(headers))
+def own_lines(headers: Mapping[str, str], origin: str | None = None) -> bytes:
+    """Return the lines that every request to an endpoint with these (checked) headers and origin has."""
+    told = b"" if origin is None else b"WebHook-Request-Origin: %b\r\n" % origin.encode()
+    return b"User-Agent: %b\r\nAccept: */*\r\n%b%b" % (USER_AGENT, told, write(headers))
 
 
 def _refusal(name: str, value: str) -> str | None:

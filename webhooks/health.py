@@ -145,6 +145,10 @@ class Health:
             self._halve(duration, now)
         return self._failed(duration, now)
 
+    def postpone(self, until: int) -> None:
+        """Leave the endpoint alone until then, at most for the longest that a receiver can ask for."""
+        self.record.wait_until = max(self.record.wait_until, until)
+
     def reset(self) -> None:
         """Forget how attempts ended: the endpoint's owner says that all is well again."""
         self.record = Record()

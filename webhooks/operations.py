@@ -1,8 +1,7 @@
 """
 What the store of webhooks does, each operation one transaction; see `webhooks.asking` for how they ask.
 
-Owners: whoever sends is an owner and holds buckets. Operations that an owner does for itself begin with the
-fence: its row is there, and the buckets are its own, until the commit. Otherwise nothing is changed.
+Operations that an owner does for itself begin with the fence; see `webhooks.ownership`.
 
 Locks are taken in one order everywhere, so that replicas cannot wait for each other in a circle: counters,
 owners, buckets, then endpoints, messages, deliveries, each by its key.
@@ -15,6 +14,7 @@ from typing import Final
 
 from webhooks import statements as sql
 from webhooks.asking import Ask, AskBulk, AskEach, Operation
+from webhooks.ownership import count, fence
 from webhooks.records import (
     BUCKETS,
     Attempt,
@@ -34,87 +34,8 @@ HIGHEST: Final = 2**62
 """More than any number that is given out."""
 
 
-class Fenced(Exception):
-    """The owner is none any more, or a bucket is somebody else's: it was taken over. Nothing was changed."""
-
-
 class Misplaced(Exception):
     """A bucket was not dispatched up to where the caller thought. Nothing was changed."""
-
-
-# --- counting
-
-
-def count(name: str) -> Operation[int]:
-    """Count one on, and return the number."""
-    ((number,),) = yield Ask(sql.COUNT, (name,))
-    return int(number)
-
-
-def log_number(epoch: str) -> Operation[int]:
-    """Return the number of a log, 1 and up; the first to ask gives it one."""
-    rows = yield Ask(sql.LOG_NUMBER, (epoch,))
-    if not rows:
-        number = yield from count("log")  # from here on nobody else does the same
-        rows = yield Ask(sql.LOG_NUMBER, (epoch,))
-        if not rows:
-            yield Ask(sql.ADD_LOG, (epoch, number))
-            return number
-    return int(rows[0][0])
-
-
-# --- owners
-
-
-def join(lease_ms: int) -> Operation[int]:
-    """Become an owner for so long, and return its id, which nobody else ever has."""
-    owner = yield from count("owner")
-    yield Ask(sql.ADD_OWNER, (owner, lease_ms))
-    return owner
-
-
-def hold(owner: int, wanted: Collection[int], lease_ms: int) -> Operation[dict[int, int]]:
-    """
-    Stay an owner for so long from now on, and take those of the wanted buckets that nobody holds.
-
-    Returns:
-        All buckets that it holds, each with the place up to which it was dispatched.
-
-    Raises:
-        Fenced: it is no owner any more.
-    """
-    yield Ask(sql.LOCK_OWNERS)
-    if not (yield Ask(sql.RENEW_OWNER, (owner, lease_ms))):
-        raise Fenced
-    yield Ask(sql.BURY_OWNERS, (owner,))
-    if wanted:
-        yield Ask(sql.TAKE_BUCKETS, (owner, sorted(wanted)))
-    rows = yield Ask(sql.OWN_BUCKETS, (owner,))
-    return dict(map(tuple, rows))
-
-
-def give(owner: int, buckets: Collection[int]) -> Operation[None]:
-    """Give buckets away; the owner has finished what it had under way for them."""
-    yield Ask(sql.LOCK_OWNERS)
-    yield Ask(sql.GIVE_BUCKETS, (owner, sorted(buckets)))
-
-
-def leave(owner: int) -> Operation[None]:
-    """Be an owner no more."""
-    yield Ask(sql.LOCK_OWNERS)
-    yield Ask(sql.REMOVE_OWNER, (owner,))
-
-
-def fence(owner: int, buckets: Collection[int]) -> Operation[None]:
-    """
-    Make sure that buckets are the owner's until the commit.
-
-    Raises:
-        Fenced: one is not.
-    """
-    wanted = sorted(set(buckets))
-    if len((yield Ask(sql.FENCE, (owner, wanted)))) != len(wanted):
-        raise Fenced
 
 
 # --- dispatch
@@ -308,10 +229,17 @@ def change_endpoint(
     return _endpoint(rows[0]) if rows else None
 
 
-def find_endpoint(id: int) -> Operation[Endpoint | None]:
-    """Return an endpoint, if it is there."""
+def find_endpoint(id: int, *, removed: bool) -> Operation[Endpoint | None]:
+    """Return an endpoint, if it is there; or, if that is asked for, was removed not long ago."""
     rows = yield Ask(sql.ENDPOINT, (id,))
-    return _endpoint(rows[0]) if rows else None
+    found = _endpoint(rows[0]) if rows else None
+    return found if found is None or removed or found.status is not Status.REMOVED else None
+
+
+def count_endpoints() -> Operation[int]:
+    """Return how many endpoints there are."""
+    ((number,),) = yield Ask(sql.COUNT_ENDPOINTS)
+    return int(number)
 
 
 def list_endpoints(after: int, limit: int) -> Operation[list[Endpoint]]:
@@ -382,6 +310,12 @@ def backlog(endpoint: int) -> Operation[int]:
     return int(number)
 
 
+def count_pending(buckets: Collection[int]) -> Operation[int]:
+    """Return how many deliveries are pending for the endpoints of buckets."""
+    ((number,),) = yield Ask(sql.PENDING_OF, (sorted(buckets),))
+    return int(number)
+
+
 def list_attempts(endpoint: int, message: int, before: int, limit: int) -> Operation[list[Attempt]]:
     """Return attempts of a delivery, the newest first, older than number `before`."""
     rows = yield Ask(sql.ATTEMPTS, (endpoint, message, before, limit))
@@ -443,9 +377,13 @@ def step_job(owner: int, job: Job, limit: int) -> Operation[Job]:
     """
     Do the next part of a job: at most so many deliveries.
 
+    The last part of skipping opens the endpoint, if it is still closed: so nothing of what is skipped can be
+    sent in between.
+
     Raises:
         Fenced: the endpoint's bucket is not the owner's.
     """
+    revision = (yield from count("revision")) if job.task is Task.SKIP else 0
     yield from fence(owner, {bucket_of(job.endpoint)})
     rows = yield Ask(sql.JOB, (job.id,))
     if not rows:  # its endpoint was removed
@@ -465,6 +403,8 @@ def step_job(owner: int, job: Job, limit: int) -> Operation[Job]:
     after = max([job.after, *numbers])
     finished = len(numbers) < limit
     yield Ask(sql.STEP_JOB, (after, len(numbers), int(finished), job.id))
+    if finished and job.task is Task.SKIP:
+        yield Ask(sql.REOPEN_ENDPOINT, (revision, job.endpoint, b""))
     return Job(job.id, job.endpoint, job.task, after, job.last, job.changed + len(numbers), finished)
 
 

@@ -19,14 +19,14 @@ class Keep:
 
     Attributes:
         links: in all; the one that waited longest goes for a new one.
-        per_origin: of them to one host and port.
+        per_origin: of them to one host and port, which many endpoints may share.
         idle_seconds: how long one waits. Servers close idle connections after 5 to 75 s; the less we use of
             that, the fewer requests meet a connection that is just being closed.
         age_seconds: how long one may have been open to be used again.
     """
 
     links: int = 1024
-    per_origin: int = 32
+    per_origin: int = 256
     idle_seconds: float = 30.0
     age_seconds: float = 300.0
 

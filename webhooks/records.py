@@ -54,7 +54,7 @@ class Task(StrEnum):
     RECOVER = "recover"
     """Failed ones are pending again, from the beginning of their schedule."""
     SKIP = "skip"
-    """Pending ones are given up."""
+    """Pending ones are given up; when there is none left the endpoint is opened, if we had closed it."""
 
 
 def bucket_of(endpoint: int) -> int:

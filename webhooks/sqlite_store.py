@@ -9,9 +9,11 @@ refused. Another thread reads, so that a long list holds nobody up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -31,6 +33,9 @@ RETRY_FAILED: Final = 2.0
 RETRY_CLOSED: Final = 5.0
 """Seconds after which a refused caller should try again."""
 
+FEW_ROWS: Final = 16
+"""So many are always one statement: what is asked of a driver costs more than what it says."""
+
 _FIRST, *_LATER = versions("sqlite")
 
 FORMAT: Final = Format(
@@ -41,6 +46,27 @@ FORMAT: Final = Format(
     schema=tuple(_FIRST),
     changes=tuple(map(tuple, _LATER)),
 )
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """
+    Keep the store in a folder for processes that open it `shared`, and make it if there is none.
+
+    Raises:
+        LogInUse: another process has it open.
+        LogDamaged: it cannot be used; it was left untouched.
+    """
+    file = SqliteFile(folder, FORMAT, _begin)
+    try:
+        file.leave_open()
+        yield
+    finally:
+        file.close()
+
+
+def _begin(_connection: sqlite3.Connection) -> None:
+    """Nothing is in a new store but what its tables come with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +172,7 @@ class SqliteStore(Store):
     # In the threads.
 
     def _open(self) -> None:
-        self._file = file = SqliteFile(self._folder, FORMAT, lambda _connection: None, shared=self._shared)
+        self._file = file = SqliteFile(self._folder, FORMAT, _begin, shared=self._shared)
         self._reader = file.connection if self._folder is None else file.reader()
 
     def _close_reader(self) -> None:
@@ -163,8 +189,15 @@ def _transact(connection: sqlite3.Connection, operations: list[Operation[Any]]) 
     """Run operations in one transaction; return the outcome of each, which may be an exception."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        outcomes = [_attempt(connection, operation) for operation in operations]
+        if len(operations) == 1:
+            outcomes = [_run(operations[0], connection)]  # it needs no part of the transaction for itself
+        else:
+            outcomes = [_attempt(connection, operation) for operation in operations]
         connection.execute("COMMIT")
+    except sqlite3.Error:
+        raise
+    except Exception as error:  # noqa: BLE001  (it is the outcome)
+        outcomes = [error]
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
@@ -210,10 +243,10 @@ def _answer(connection: sqlite3.Connection, request: Request) -> list[Row]:
 
 
 def _fill(connection: sqlite3.Connection, bulk: Bulk, rows: list[Row]) -> None:
-    """Give rows to a statement, in parts whose sizes are powers of two: so few have to be prepared."""
+    """Give rows to a statement; of many, in parts of a few sizes, so that few statements are prepared."""
     done = 0
-    while done < len(rows):
-        size = min(Bulk.MOST, 1 << ((len(rows) - done).bit_length() - 1))
+    while (left := len(rows) - done) > 0:
+        size = left if left <= FEW_ROWS else min(Bulk.MOST, 1 << (left.bit_length() - 1))
         part = rows[done : done + size]
         connection.execute(bulk.sqlite(size), [value for row in part for value in row])
         done += size

@@ -11,6 +11,7 @@ from webhooks.asking import Bulk, Each, Statement
 COUNT: Final = Statement("UPDATE counters SET value = value + 1 WHERE name = ?1 RETURNING value")
 LOG_NUMBER: Final = Statement("SELECT number FROM logs WHERE epoch = ?1")
 ADD_LOG: Final = Statement("INSERT INTO logs (epoch, number) VALUES (?1, ?2)")
+LOGS: Final = Statement("SELECT number, epoch FROM logs")
 
 # --- owners and buckets
 
@@ -18,6 +19,11 @@ LOCK_OWNERS: Final = Statement("SELECT value FROM counters WHERE name = 'owner' 
 ADD_OWNER: Final = Statement("INSERT INTO owners (id, until) VALUES (?1, {now} + ?2)")
 RENEW_OWNER: Final = Statement("UPDATE owners SET until = {now} + ?2 WHERE id = ?1 RETURNING id")
 REMOVE_OWNER: Final = Statement("DELETE FROM owners WHERE id = ?1")
+REMOVE_OWNERS: Final = Statement("DELETE FROM owners")
+LIVE_OWNERS: Final = Statement("SELECT id FROM owners WHERE until >= {now} ORDER BY id")
+HELD_BUCKETS: Final = Statement(
+    "SELECT bucket, owner FROM buckets JOIN owners ON owner = id WHERE until >= {now}"
+)
 BURY_OWNERS: Final = Statement(
     "DELETE FROM owners WHERE id IN (SELECT id FROM owners WHERE id <> ?1 AND until < {now} {skip})"
 )
@@ -107,6 +113,13 @@ CLOSE_ENDPOINT: Final = Statement(
     "UPDATE endpoints SET status = ?1, revision = ?2, changed = {now} WHERE id = ?3 AND status = 'open'"
 )
 
+REOPEN_ENDPOINT: Final = Statement(
+    """
+    UPDATE endpoints SET status = 'open', health = ?3, revision = ?1, changed = {now}
+    WHERE id = ?2 AND status IN ('disabled', 'gone')
+    """
+)
+
 # --- endpoints
 
 _ENDPOINT: Final = "id, bucket, status, settings, health, created, changed, revision"
@@ -122,10 +135,11 @@ CHANGE_ENDPOINT: Final = Statement(
     WHERE id = ?5 AND revision = ?6 AND status <> 'removed' RETURNING {_ENDPOINT}
     """
 )
-ENDPOINT: Final = Statement(f"SELECT {_ENDPOINT} FROM endpoints WHERE id = ?1 AND status <> 'removed'")
+ENDPOINT: Final = Statement(f"SELECT {_ENDPOINT} FROM endpoints WHERE id = ?1")
 ENDPOINTS: Final = Statement(
     f"SELECT {_ENDPOINT} FROM endpoints WHERE id > ?1 AND status <> 'removed' ORDER BY id LIMIT ?2"
 )
+COUNT_ENDPOINTS: Final = Statement("SELECT count(*) FROM endpoints WHERE status <> 'removed'")
 CHANGED_ENDPOINTS: Final = Statement(
     f"SELECT {_ENDPOINT} FROM endpoints WHERE revision > ?1 ORDER BY revision LIMIT ?2"
 )
@@ -155,6 +169,13 @@ REPEAT: Final = Statement(
     """
     UPDATE deliveries SET standing = 0, tries = 0, due = {now}
     WHERE endpoint = ?1 AND message {any2} AND standing <> 3 RETURNING message
+    """
+)
+PENDING_OF: Final = Statement(
+    """
+    SELECT count(*) FROM deliveries WHERE standing = 0 AND endpoint IN (
+        SELECT id FROM endpoints WHERE bucket {any1} AND status <> 'removed'
+    )
     """
 )
 IS_THERE: Final = Statement("SELECT 1 FROM endpoints WHERE id = ?1 AND status <> 'removed'")

@@ -12,9 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
-from webhooks import operations, upkeep
+from webhooks import operations, ownership, upkeep
 from webhooks.asking import Operation
 from webhooks.operations import HIGHEST
+from webhooks.ownership import Survey
 from webhooks.records import (
     Attempt,
     Delivery,
@@ -64,26 +65,38 @@ class Store(ABC):
     # --- owners -------------------------------------------------------------------------------------------
 
     async def join(self, lease_ms: int) -> int:
-        """See `operations.join`."""
-        return await self._write(operations.join(lease_ms))
+        """See `ownership.join`."""
+        return await self._write(ownership.join(lease_ms))
 
     async def hold(self, owner: int, wanted: Collection[int], lease_ms: int) -> dict[int, int]:
-        """See `operations.hold`."""
-        return await self._write(operations.hold(owner, wanted, lease_ms))
+        """See `ownership.hold`."""
+        return await self._write(ownership.hold(owner, wanted, lease_ms))
 
     async def give(self, owner: int, buckets: Collection[int]) -> None:
-        """See `operations.give`."""
-        await self._write(operations.give(owner, buckets))
+        """See `ownership.give`."""
+        await self._write(ownership.give(owner, buckets))
 
     async def leave(self, owner: int) -> None:
-        """See `operations.leave`."""
-        await self._write(operations.leave(owner))
+        """See `ownership.leave`."""
+        await self._write(ownership.leave(owner))
+
+    async def survey(self) -> Survey:
+        """See `ownership.survey`."""
+        return await self._read(ownership.survey())
+
+    async def oust(self) -> None:
+        """See `ownership.oust`."""
+        await self._write(ownership.oust())
 
     # --- dispatch -----------------------------------------------------------------------------------------
 
     async def log_number(self, epoch: str) -> int:
-        """See `operations.log_number`."""
-        return await self._write(operations.log_number(epoch))
+        """See `ownership.log_number`."""
+        return await self._write(ownership.log_number(epoch))
+
+    async def logs(self) -> dict[int, str]:
+        """See `ownership.logs`."""
+        return await self._read(ownership.logs())
 
     async def dispatch(
         self,
@@ -137,9 +150,13 @@ class Store(ABC):
         """See `operations.change_endpoint`."""
         return await self._write(operations.change_endpoint(endpoint, revision, status, settings, health))
 
-    async def find_endpoint(self, id: int) -> Endpoint | None:
+    async def find_endpoint(self, id: int, *, removed: bool = False) -> Endpoint | None:
         """See `operations.find_endpoint`."""
-        return await self._read(operations.find_endpoint(id))
+        return await self._read(operations.find_endpoint(id, removed=removed))
+
+    async def count_endpoints(self) -> int:
+        """See `operations.count_endpoints`."""
+        return await self._read(operations.count_endpoints())
 
     async def list_endpoints(self, after: int = 0, limit: int = 100) -> list[Endpoint]:
         """See `operations.list_endpoints`."""
@@ -170,6 +187,10 @@ class Store(ABC):
     async def backlog(self, endpoint: int) -> int:
         """See `operations.backlog`."""
         return await self._read(operations.backlog(endpoint))
+
+    async def count_pending(self, buckets: Collection[int]) -> int:
+        """See `operations.count_pending`."""
+        return await self._read(operations.count_pending(buckets))
 
     async def list_attempts(
         self, endpoint: int, message: int, before: int = 2**15 - 1, limit: int = 100

@@ -8,7 +8,8 @@ from typing import Final
 
 from webhooks import statements as sql
 from webhooks.asking import Ask, Operation
-from webhooks.operations import HIGHEST, fence
+from webhooks.operations import HIGHEST
+from webhooks.ownership import fence
 from webhooks.records import LOG_BITS
 
 FIRST_OF_LOGS: Final = 1 << LOG_BITS

@@ -43,7 +43,7 @@ def check(settings: Settings) -> int:
     elif folder is not None:
         click.echo(f"Log: {asyncio.run(_log_found(folder))}")
     if settings.store:
-        click.echo(f"Store: {asyncio.run(_store_found(settings.store))}")
+        click.echo(f"Store: {asyncio.run(_store_found(settings.store, webhooks=settings.webhooks))}")
     return 0
 
 
@@ -100,9 +100,13 @@ async def _log_found(folder: Path) -> str:
         await log.close()
 
 
-async def _store_found(text: str) -> str:
+async def _store_found(text: str, *, webhooks: bool) -> str:
     """
     Return what is to be said about a PostgreSQL store that can be used.
+
+    Args:
+        text: its address.
+        webhooks: whether they are to be kept there.
 
     Raises:
         Unusable: it cannot, or not now.
@@ -110,8 +114,9 @@ async def _store_found(text: str) -> str:
     from gateway.postgres.address import Address  # noqa: PLC0415  (nobody else pays for it)
     from gateway.postgres.consumers import PART  # noqa: PLC0415
     from gateway.postgres.inspection import inspect  # noqa: PLC0415
+    from webhooks import postgres_store  # noqa: PLC0415
 
     try:
-        return await inspect(Address.parse(text), [PART])
+        return await inspect(Address.parse(text), [PART, postgres_store.PART] if webhooks else [PART])
     except LogDamaged as error:
         raise Unusable(str(error)) from None

@@ -21,6 +21,7 @@ from gateway.sqlite_consumers import hold
 from gateway.workers.charge import COMING, LEAVING, door_name
 from gateway.workers.seat import Seat
 from gateway.workers.supervisor import Supervisor
+from webhooks.sqlite_store import hold as hold_webhooks
 
 MAX_SOCKET_PATH: Final = 107
 """Bytes that the path of a Unix socket may have (unix(7))."""
@@ -46,6 +47,8 @@ def supervise(settings: Settings, reread: Callable[[], Settings]) -> int:
             store = settings.data_folder or folder  # in memory it would be that of one worker alone
             if not settings.store:
                 stack.enter_context(hold(store))
+                if settings.webhooks:
+                    stack.enter_context(hold_webhooks(store))
             return asyncio.run(_run(settings, reread, port, folder, store))
         except LogError as error:
             return _cannot(str(error))

@@ -46,6 +46,7 @@ FIXED: Final[dict[str, Callable[[Settings], object]]] = {
     "data": lambda settings: settings.data,
     "workers": lambda settings: settings.workers,
     "stream": lambda settings: settings.stream,
+    "webhooks": lambda settings: settings.webhooks,
     "store": lambda settings: bool(settings.store),  # its address may be that of the same one
 }
 """What all workers must have in common, by the setting, so that it cannot change one after the other."""

@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import metrics
-from gateway.operate import MAX_LISTED, NO_STORE, Operate, json_response, read_limit
+from gateway.operate import NO_STORE, Operate, json_response, read_limit
+from gateway.pages import MAX_LISTED
 from gateway.problems import Problem
 from gateway.workers.merging import merge_connections, merge_metrics, merge_topics
 from gateway.workers.siblings import Answer, Siblings

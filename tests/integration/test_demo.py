@@ -30,6 +30,8 @@ FILES = {
     "/demo/page.js": "text/javascript",
     "/demo/client.js": "text/javascript",
     "/demo/audit.js": "text/javascript",
+    "/demo/parts.js": "text/javascript",
+    "/demo/webhooks.js": "text/javascript",
 }
 
 OUTAGE = re.compile(r"net::ERR_|WebSocket connection to .* failed")

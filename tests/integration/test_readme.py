@@ -50,10 +50,18 @@ _VARYING = re.compile(
     | (?P<connection>(?<="connection":")[0-9a-f]{6}-\d+(?="))
     | (?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)
     | (?P<retry>(?<=^retry:\ )\d+$)
+    | (?P<name>(?:wh|dl)_[a-z2-7_]+)
+    | (?P<secret>whsec_[A-Za-z0-9+/]{43}=)
+    | (?P<duration>(?<=\ after\ )\d+(?=\ ms))
     """,
     re.VERBOSE,
 )
-_REPEATED = ("cursor", "id", "connection")  # what has to stand for the same thing wherever it is shown
+_REPEATED = (
+    "cursor",
+    "id",
+    "connection",
+    "name",
+)  # what has to stand for the same thing wherever it is shown
 
 
 def section(title: str) -> str:
@@ -317,6 +325,20 @@ def test_the_tour_on_rabbitmq_shows_what_the_readme_says(tmp_path: Path) -> None
         }
         tour = Tour(places, tmp_path)
         (tmp_path / "publish.py").write_text(tour.here(program))
+        try:
+            tour.walk(walked)
+        finally:
+            tour.close()
+
+
+def test_the_tour_of_webhooks_shows_what_the_readme_says(tmp_path: Path) -> None:
+    """A webhook is made, and an event and a test of it arrive."""
+    text = section("Webhooks")
+    walked = [step for block in blocks(text, "console") for step in steps(block)]
+    assert sum(step.command is not None for step in walked) >= 6, "the tour was not found"
+    assert text.count("\n") <= 27, "a glance should do"
+    with GatewayProcess(data="memory:", webhooks_allow="127.0.0.0/8") as gateway:
+        tour = Tour({"127.0.0.1:8000": f"{gateway.host}:{gateway.port}"}, tmp_path)
         try:
             tour.walk(walked)
         finally:

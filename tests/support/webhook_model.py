@@ -16,7 +16,8 @@ from typing import Any, Final, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from webhooks.operations import HIGHEST, Fenced, Misplaced
+from webhooks.operations import HIGHEST, Misplaced
+from webhooks.ownership import Fenced
 from webhooks.records import (
     BUCKETS,
     NOWHERE,
@@ -141,6 +142,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.model = Model()
         self.log: list[Message] = []
         self.number = self.do(self.store.log_number("epoch1"))
+        assert self.do(self.store.logs()) == {self.number: "epoch1"}
 
     @property
     def store(self) -> Store:
@@ -458,6 +460,12 @@ class StoreMachine(RuleBasedStateMachine):
         work.after = max([work.after, *(message for message, _ in found)])
         work.changed += len(found)
         work.finished = len(found) < limit
+        target = self.model.targets[work.endpoint]
+        if work.finished and work.task is Task.SKIP and target.status in (Status.DISABLED, Status.GONE):
+            row = self.do(self.store.find_endpoint(work.endpoint))
+            assert row is not None
+            assert row.revision > max(each.revision for each in self.model.targets.values())
+            self.model.targets[work.endpoint] = Target(target.settings, row.revision)
 
     # --- upkeep
 
@@ -556,6 +564,8 @@ class StoreMachine(RuleBasedStateMachine):
         for id in self.model.targets:
             found = self.do(self.store.find_endpoint(id))
             assert found == (None if id not in there else next(each for each in listed if each.id == id))
+            ever = self.do(self.store.find_endpoint(id, removed=True))
+            assert ever == next(each for each in changed if each.id == id)
 
     def look_at_deliveries(self, id: int) -> None:
         for standing in (None, Standing.DELIVERED, Standing.FAILED, Standing.EXPIRED):

@@ -73,6 +73,7 @@ FULL = {
     "rate": 2,
     "schedule": [1, 2.5, 60],
     "headers": {"Authorization": "Bearer x"},
+    "origin": "events.example.com",
     "description": "Für das Lager",
 }
 
@@ -90,7 +91,9 @@ def test_what_is_stored_is_restored(members: dict[str, Any]) -> None:
     assert restored(description.stored()) == description
 
 
-@pytest.mark.parametrize("name", ["types", "filter", "body", "rate", "schedule", "headers", "secret"])
+@pytest.mark.parametrize(
+    "name", ["types", "filter", "body", "rate", "schedule", "headers", "origin", "secret"]
+)
 def test_null_is_as_good_as_nothing(name: str) -> None:
     assert made(**{name: None}) == made()
 
@@ -148,6 +151,10 @@ def test_a_schedule_of_one_attempt() -> None:
         ({**LEAST, "headers": {"a/b": "x"}}, "/headers/a~1b", "is no name of a header"),
         ({**LEAST, "headers": {"X": "a\r\nY: b"}}, "/headers/X", "must be printable ASCII on one line"),
         ({**LEAST, "headers": {"Host": "x"}}, "/headers/Host", "is the gateway's own"),
+        ({**LEAST, "origin": "a b"}, "/origin", "the origin must be a DNS name, like events.example.com"),
+        ({**LEAST, "origin": "a\r\nX: b"}, "/origin", "the origin must be a DNS name"),
+        ({**LEAST, "origin": "a\n"}, "/origin", "the origin must be a DNS name"),
+        ({**LEAST, "origin": ".".join(["x" * 60] * 5)}, "/origin", "the origin must be a DNS name"),
         ({**LEAST, "description": "a\nb"}, "/description", "must be one line of at most 1000 characters"),
         ({**LEAST, "description": "x" * 1001}, "/description", "must be one line"),
         ({**LEAST, "secret": 1}, "/secret", "the secret is no string"),

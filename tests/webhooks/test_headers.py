@@ -103,6 +103,9 @@ def test_the_lines_of_an_endpoint() -> None:
     assert own_lines({"X-A": "1", "x-B": "b c"}) == (
         b"User-Agent: Sluicegate\r\nAccept: */*\r\nX-A: 1\r\nx-B: b c\r\n"
     )
+    assert own_lines({"X-A": "1"}, "events.example.com") == (
+        b"User-Agent: Sluicegate\r\nAccept: */*\r\nWebHook-Request-Origin: events.example.com\r\nX-A: 1\r\n"
+    )
 
 
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=12), max_size=4))

@@ -1,0 +1,91 @@
+"""Asking a gateway over HTTP, once: what commands that look, or have something done, need of it."""
+
+from __future__ import annotations
+
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import msgspec
+
+from gateway.client import REQUEST_SECONDS, ClientError, opener, refusal, rest_of, unreachable, url_of
+
+PAGE: Final = 1000
+"""Entries that are asked for at a time."""
+
+
+class ApiClient:
+    """
+    Asks one gateway. Nothing is repeated: what was not answered may have been done.
+
+    Args:
+        base: address of the gateway.
+
+    Raises:
+        ClientError: it is none.
+    """
+
+    def __init__(self, base: str) -> None:
+        url_of(base, "/")
+        self._base = base
+        self._opener = opener(base)
+
+    def ask(self, method: str, path: str, members: Any = None) -> Any:
+        """
+        Make a request and return the JSON of its answer; None if there is none.
+
+        Args:
+            method: of the request.
+            path: with its query, percent-encoded.
+            members: sent as JSON unless it is None.
+
+        Raises:
+            ClientError: it was refused, or not answered.
+        """
+        body = None if members is None else msgspec.json.encode(members)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        url = url_of(self._base, path)
+        request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310  # `url_of` saw the scheme
+        try:
+            with self._opener.open(request, timeout=REQUEST_SECONDS) as response:
+                answer = response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                failure = refusal(self._base, error.code, error.headers.get("Retry-After"), rest_of(error))
+        except (OSError, http.client.HTTPException) as error:
+            failure = unreachable(self._base, error)
+        else:
+            return self._decoded(answer) if answer else None
+        raise ClientError(failure.why)
+
+    def entries(self, path: str, name: str, limit: int | None = None, **query: str) -> Iterator[Any]:
+        """
+        Yield the entries of a list, page by page.
+
+        Args:
+            path: of the list, without its query.
+            name: the member that has the entries.
+            limit: at most so many.
+            query: parameters of the list.
+        """
+        page, left = "", limit
+        while left is None or left > 0:
+            asked = {**query, "limit": str(PAGE if left is None else min(left, PAGE))}
+            if page:
+                asked["page"] = page
+            answer = self.ask("GET", f"{path}?{urlencode(asked)}")
+            yield from answer[name]
+            page = answer.get("next")
+            if not page:
+                return
+            if left is not None:
+                left -= len(answer[name])
+
+    def _decoded(self, answer: bytes) -> Any:
+        try:
+            return msgspec.json.decode(answer)
+        except msgspec.DecodeError:
+            raise ClientError(f"{self._base} gave an answer that is not a gateway's") from None
