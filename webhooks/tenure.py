@@ -104,6 +104,7 @@ class Tenure:
         self._lost = lost
         self._renewed = renewed
         self._recalled = False
+        self._begun = False
         self._until = 0.0  # the loop's time
         self._loop = asyncio.get_running_loop()
         self._giving: asyncio.Task[None] | None = None
@@ -186,8 +187,9 @@ class Tenure:
         if new:
             await self._taken(new)
             self.buckets |= new.keys()
-            level = logging.DEBUG if self._sharing is Sharing.ALONE else logging.INFO
+            level = logging.INFO if self._begun else logging.DEBUG  # at a start it goes without saying
             log.log(level, "webhooks.taken", extra={"owner": self.owner, "buckets": len(new)})
+        self._begun = True
         self._renewed()
         if surplus and self._giving is None:
             self._giving = tasks.create_task(self._give(surplus))
