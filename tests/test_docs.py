@@ -219,7 +219,7 @@ def test_the_backup_holds_what_was_answered(tmp_path: Path) -> None:
         assert Path(f"{data}/log.db-wal").stat().st_size, "nothing is in the write-ahead log"
         subprocess.run([sys.executable, str(script), str(data), str(copy)], check=True, timeout=DEADLINE)
         gateway.publish({"topic": "a", "data": 3})
-    assert {path.name for path in copy.iterdir()} == {"log.db", "store.db"}
+    assert {path.name for path in copy.iterdir()} == {"log.db", "store.db", "webhooks.db"}
     with contextlib.closing(sqlite3.connect(copy / "log.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     with GatewayProcess(data=copy) as restored:
