@@ -459,7 +459,7 @@ async def test_a_rate_that_the_receiver_allows_is_kept(user: User) -> None:
 
 
 async def test_all_of_it_with_a_store_in_postgresql() -> None:
-    """Made, delivered, tried again and recovered; publishing goes on without the store, and all arrives after."""
+    """Recovered after failures; publishing goes on while the store is away, and all arrives when it is back."""
     failing = [True]
 
     async def script(peer: Peer) -> None:
@@ -468,12 +468,8 @@ async def test_all_of_it_with_a_store_in_postgresql() -> None:
             await peer.send(with_status(500) if failing[0] else OK)
 
     with Postgres() as server:
-        settings = {"store": server.make(), "webhooks_allow": "127.0.0.0/8"}
-        async with (
-            receiver(script) as target,
-            GatewayProcess(**settings) as gateway,
-            user_of(gateway) as user,
-        ):
+        process = GatewayProcess(store=server.make(), webhooks_allow="127.0.0.0/8")
+        async with receiver(script) as target, process as gateway, user_of(gateway) as user:
             webhook = await user.create(target.url, schedule=[])
             path = f"/v1/webhooks/{webhook['id']}"
             assert (await user.deliver(webhook))["state"] == "failed"
