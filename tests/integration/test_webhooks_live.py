@@ -459,7 +459,7 @@ async def test_a_rate_that_the_receiver_allows_is_kept(user: User) -> None:
 
 
 async def test_all_of_it_with_a_store_in_postgresql() -> None:
-    """Recovered after failures; publishing goes on while the store is away, and all arrives when it is back."""
+    """What failed is recovered; publishing goes on while the store is away, and all arrives afterwards."""
     failing = [True]
 
     async def script(peer: Peer) -> None:
