@@ -303,9 +303,9 @@ def backlog(endpoint: int) -> Operation[int]:
     return int(number)
 
 
-def count_pending(buckets: Collection[int]) -> Operation[int]:
-    """Return how many deliveries are pending for the endpoints of buckets."""
-    ((number,),) = yield Ask(sql.PENDING_OF, (sorted(buckets),))
+def count_pending(buckets: Collection[int], most: int) -> Operation[int]:
+    """Return how many deliveries are pending for the endpoints of buckets, of which `most` are counted."""
+    ((number,),) = yield Ask(sql.PENDING_OF, (sorted(buckets), most))
     return int(number)
 
 
