@@ -43,6 +43,8 @@ MAX_BODY_BYTES: Final = 64 * 1024
 """The longest description that is allowed has less than half of it."""
 MAX_ENDPOINTS: Final = 10_000
 """Each costs every replica some memory, and each event a look."""
+MAX_COUNTED: Final = 100_000
+"""So many pending deliveries are counted: how many more there are would cost the store too much."""
 TEST_TOPIC: Final = "webhook.test"
 
 _TRIES: Final = 5
@@ -116,7 +118,7 @@ class WebhooksApi:
         """Return one endpoint, and how much is pending for it."""
         call.query()
         row = await find_endpoint(self._webhooks.store, call)
-        pending = await self._webhooks.store.backlog(row.id)
+        pending = await self._webhooks.store.backlog(row.id, MAX_COUNTED)
         return _answer({**_shown(row, now_ms()), "pending": pending}, row)
 
     # --- making, changing, removing -------------------------------------------------------------------------

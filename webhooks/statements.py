@@ -184,7 +184,11 @@ ATTEMPTS: Final = Statement(
     """
 )
 BACKLOG: Final = Statement(
-    "SELECT count(*) FROM deliveries WHERE endpoint = ?1 AND standing = 0 AND due > -1"
+    """
+    SELECT count(*) FROM (
+        SELECT 1 FROM deliveries WHERE endpoint = ?1 AND standing = 0 AND due > -1 LIMIT ?2
+    ) AS found
+    """
 )
 REPEAT: Final = Statement(
     """
@@ -194,9 +198,11 @@ REPEAT: Final = Statement(
 )
 PENDING_OF: Final = Statement(
     """
-    SELECT count(*) FROM deliveries WHERE standing = 0 AND due > -1 AND endpoint IN (
-        SELECT id FROM endpoints WHERE bucket {any1} AND status <> 'removed'
-    )
+    SELECT count(*) FROM (
+        SELECT 1 FROM deliveries WHERE standing = 0 AND due > -1 AND endpoint IN (
+            SELECT id FROM endpoints WHERE bucket {any1} AND status <> 'removed'
+        ) LIMIT ?2
+    ) AS found
     """
 )
 IS_THERE: Final = Statement("SELECT 1 FROM endpoints WHERE id = ?1 AND status <> 'removed'")

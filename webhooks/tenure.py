@@ -110,6 +110,7 @@ class Tenure:
         self._taking: asyncio.Task[None] | None = None
         self._giving: asyncio.Task[None] | None = None
         self._check = asyncio.Event()
+        self._lock = asyncio.Lock()  # or an answer from before buckets were given would have them taken again
         seconds: float = ALONE_SECONDS if sharing is Sharing.ALONE else LEASE_SECONDS
         self._lease_ms = round(seconds * 1000)
 
@@ -182,9 +183,10 @@ class Tenure:
             self._before.remember(self.owner)
         began = self._loop.time()
         wanted, surplus = await self._shares()
-        held = await self._store.hold(self.owner, wanted, self._lease_ms)
-        self._until = began + self._lease_ms / 1000 - MARGIN_SECONDS
-        new = {bucket: place for bucket, place in held.items() if bucket not in self.buckets}
+        async with self._lock:
+            held = await self._store.hold(self.owner, wanted, self._lease_ms)
+            self._until = began + self._lease_ms / 1000 - MARGIN_SECONDS
+            new = {bucket: place for bucket, place in held.items() if bucket not in self.buckets}
         # The lease has to be renewed meanwhile, however long these take.
         if new and self._taking is None:
             self._taking = tasks.create_task(self._take(new))
@@ -218,10 +220,15 @@ class Tenure:
         """Give buckets away, as soon as nothing is under way for them."""
         try:
             await self._leaving(buckets)
-            await self._store.give(self.owner, buckets)
+            async with self._lock:
+                await self._store.give(self.owner, buckets)
+                self.buckets -= set(buckets)
             log.info("webhooks.given", extra={"owner": self.owner, "buckets": len(buckets)})
-        except (StoreUnavailable, Fenced):
-            self.check()  # they may be ours as before
+        except StoreUnavailable:
+            self.fenced()  # whether they were given is not known, and may even be decided later
+            self.check()
+        except Fenced:
+            self.check()
         except Exception:
             log.exception("webhooks.failed", extra={"part": "giving"})
         finally:

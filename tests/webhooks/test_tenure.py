@@ -177,3 +177,49 @@ async def test_evenly_each_has_its_share() -> None:
             await store.leave(second.tenure.owner)
             await until(lambda: bool(second.losses), "it did not notice")
             await until(lambda: len(first.places) == len(second.places) == half, "they do not share again")
+
+
+class Late(SqliteStore):
+    """A store whose answers about buckets are late."""
+
+    async def hold(self, owner: int, wanted: Collection[int], lease_ms: int) -> dict[int, int]:
+        found = await super().hold(owner, wanted, lease_ms)
+        await asyncio.sleep(0.01)
+        return found
+
+
+@pytest.mark.integration
+async def test_nobody_has_what_another_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late an answer is, a bucket that was given away is not taken for one's own."""
+    monkeypatch.setattr("webhooks.tenure.RENEW_SECONDS", 0.005)
+    store = Late(None)
+    await store.start()
+    made: list[Seat] = []
+    conflicts: list[dict[int, int]] = []
+
+    class Watched(Seat):
+        async def _taken(self, places: dict[int, int]) -> None:
+            for other in made:
+                if other is not self and other.places.keys() & places.keys():
+                    conflicts.append(places)
+            await super()._taken(places)
+
+        async def _leaving(self, buckets: Collection[int]) -> None:
+            await asyncio.sleep(0.008)  # until an answer is on its way
+            await super()._leaving(buckets)
+
+    def make() -> Seat:
+        made.append(Watched(store, Sharing.EVEN, Remembered(0)))
+        return made[-1]
+
+    try:
+        async with seats(store, make, make, make) as found:
+            for _ in range(5):
+                await until(
+                    lambda: sorted(len(seat.places) for seat in found) == [21, 21, 22], "they do not share"
+                )
+                await store.leave(found[0].tenure.owner)
+                await until(lambda: not found[0].places, "it did not notice")
+        assert not conflicts
+    finally:
+        await store.close()
