@@ -153,6 +153,8 @@ class Tenure:
 
     def fenced(self) -> None:
         """Nothing is ours any more: begin again as somebody else."""
+        if not self.owner:
+            return
         log.warning("webhooks.fenced", extra={"owner": self.owner, "buckets": len(self.buckets)})
         self.owner, self._until = 0, 0.0
         self.buckets.clear()

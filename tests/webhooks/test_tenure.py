@@ -199,9 +199,9 @@ async def test_nobody_has_what_another_has(monkeypatch: pytest.MonkeyPatch) -> N
 
     class Watched(Seat):
         async def _taken(self, places: dict[int, int]) -> None:
-            for other in made:
-                if other is not self and other.places.keys() & places.keys():
-                    conflicts.append(places)
+            conflicts.extend(
+                each.places for each in made if each is not self and each.places.keys() & places.keys()
+            )
             await super()._taken(places)
 
         async def _leaving(self, buckets: Collection[int]) -> None:
