@@ -117,6 +117,26 @@ class BodyLimits:
         self.max_body_bytes = max_body_bytes
 
 
+def check_site(headers: Mapping[bytes, bytes]) -> None:
+    """
+    Check that a request does not come from a page of somebody else's.
+
+    A browser sends some requests for any page to any address that it reaches, this machine's own included,
+    with whatever the page wants in them. It says so in headers that a page cannot set and nothing else has.
+
+    Raises:
+        Problem: 403, it does.
+    """
+    site = headers.get(b"sec-fetch-site")
+    origin = headers.get(b"origin")
+    if site is not None:
+        own = site in (b"same-origin", b"none")
+    else:
+        own = origin is None or origin.partition(b"://")[2].lower() == headers.get(b"host", b"").lower()
+    if not own:
+        raise Problem(403, "the request comes from a page of another origin")
+
+
 class Resource:
     """
     One path.
@@ -148,6 +168,7 @@ class Resource:
             response = await self._answer(handler, Call(scope, headers))
             await response(scope, receive, send)
             return
+        check_site(headers)
         body = Body(receive, self._intake, self._limits)
         try:
             content = await body.read(headers)

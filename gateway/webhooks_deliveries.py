@@ -13,7 +13,7 @@ from gateway.operate import json_response
 from gateway.pages import read_limit, read_page, write_page
 from gateway.problems import Problem
 from gateway.resources import Call
-from gateway.webhooks_found import check_match, check_open, find_endpoint, missing, read
+from gateway.webhooks_found import check_match, check_open, find_endpoint, missing
 from gateway.webhooks_shown import delivery_state, shown_attempt, shown_delivery, shown_job
 from webhooks import records
 from webhooks.delivery import State
@@ -25,7 +25,7 @@ from webhooks.parcels import named
 from webhooks.records import LOG_BITS, NOWHERE, Standing, Status, Task, message_number
 from webhooks.service import Webhooks
 from webhooks.store import Store
-from webhooks.stored import delivery_key, delivery_name, endpoint_name, job_name
+from webhooks.stored import delivery_key, delivery_name, endpoint_name, job_name, record_of
 
 MAX_JOBS: Final = 10
 """Jobs of an endpoint that are not finished: whoever begins more has not looked at the first."""
@@ -117,7 +117,7 @@ class Deliveries:
         return json_response(shown, status)
 
     async def _shown(self, rows: list[records.Delivery], endpoint: records.Endpoint) -> list[dict[str, Any]]:
-        record = read(endpoint).health.record
+        record = record_of(endpoint.health)
         is_open = endpoint.status is Status.OPEN
         return [
             shown_delivery(
@@ -136,8 +136,8 @@ class Deliveries:
     async def accepted(self, call: Call, endpoint: records.Endpoint, message: int) -> Response:
         """Return the answer to whoever had a delivery made."""
         row = await self._store.find_delivery(endpoint.id, message)
-        if row is None:  # its endpoint was removed in the meantime
-            raise missing(call)
+        if row is None:
+            raise Problem(404, "the webhook was removed in the meantime")
         answer = await self._one(row, endpoint, 202)
         answer.headers["location"] = call.url(f"/v1/deliveries/{delivery_name(endpoint.id, message)}")
         return answer

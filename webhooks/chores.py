@@ -33,6 +33,8 @@ whatever was overlooked, and for clocks that were set back.
 CLEAN_SECONDS: Final = 10.0
 """How often it is looked for what is too old; while there is more it goes on with `PAUSE` in between."""
 COUNT_SECONDS: Final = 30.0
+MAX_COUNTED: Final = 100_000
+"""How often pending deliveries are counted, and how many at most: a count must not become a burden."""
 PAUSE: Final = 0.05
 BACK_OFF: Final = 2.0
 
@@ -53,7 +55,7 @@ class Chores:
         opened: told when a job has opened an endpoint.
 
     Attributes:
-        pending: how many deliveries were pending when they were last counted.
+        pending: how many deliveries were pending when they were last counted; no more than `MAX_COUNTED`.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class Chores:
                 self._sending.expect(lane, min(due, self._clock() + lane.longest_wait))
         if time.monotonic() - self._counted > COUNT_SECONDS:
             self._counted = time.monotonic()
-            self.pending = await self._store.count_pending(buckets)
+            self.pending = await self._store.count_pending(buckets, MAX_COUNTED)
 
     async def _work(self) -> bool:
         """Do a step of each open job; return whether there is more to do."""

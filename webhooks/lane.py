@@ -46,6 +46,7 @@ class Lane:
         missed: something was added to the store while it was being asked.
         asking: the store is being asked.
         released: what went out of its hands while it is asked: the answer may be from before that.
+        seen: the highest message that the store ever answered.
         queued: it waits for its turn to send.
         wakes_at: when it is looked at again, whatever happens; milliseconds since the Unix epoch.
         due_at: when something in the store becomes due that is not in `known`, as far as is known.
@@ -73,6 +74,7 @@ class Lane:
         "released",
         "revision",
         "saved",
+        "seen",
         "settling",
         "since",
         "target",
@@ -93,6 +95,7 @@ class Lane:
         self.missed = False
         self.asking = False
         self.released: set[int] = set()
+        self.seen = 0
         self.queued = False
         self.wakes_at = self.due_at = NEVER
         self.over = False
@@ -145,8 +148,12 @@ class Lane:
         """
         Take a delivery that was just stored, the newest there is; return whether there was a place for it.
 
-        If not, it stays in the store, to be asked for when the ones before it have gone.
+        If not, it stays in the store, to be asked for when the ones before it have gone. The store may have
+        answered it already, before whoever stored it heard that it was: then it was taken, all that was
+        stored with it as well, and perhaps it has gone out.
         """
+        if due.message <= self.seen:
+            return True
         if self.behind or self.asking or len(self.queue) >= MAX_QUEUE or not self.is_open:
             self.behind = self.missed = True
             return False
@@ -173,6 +180,7 @@ class Lane:
         self.behind = missed or len(rows) >= limit or not self.is_open
         if not self.is_open:
             return NEVER
+        self.seen = max([self.seen, *(row.message for row in rows)])
         for row in rows:
             if not self._is_due(row, now):
                 self.behind = missed

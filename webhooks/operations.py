@@ -304,15 +304,15 @@ def list_pending(endpoint: int, after: tuple[int, int], limit: int) -> Operation
     return [_delivery(row) for row in rows]
 
 
-def backlog(endpoint: int) -> Operation[int]:
-    """Return how many deliveries of an endpoint are pending."""
-    ((number,),) = yield Ask(sql.BACKLOG, (endpoint,))
+def backlog(endpoint: int, most: int) -> Operation[int]:
+    """Return how many deliveries of an endpoint are pending, of which `most` are counted."""
+    ((number,),) = yield Ask(sql.BACKLOG, (endpoint, most))
     return int(number)
 
 
-def count_pending(buckets: Collection[int]) -> Operation[int]:
-    """Return how many deliveries are pending for the endpoints of buckets."""
-    ((number,),) = yield Ask(sql.PENDING_OF, (sorted(buckets),))
+def count_pending(buckets: Collection[int], most: int) -> Operation[int]:
+    """Return how many deliveries are pending for the endpoints of buckets, of which `most` are counted."""
+    ((number,),) = yield Ask(sql.PENDING_OF, (sorted(buckets), most))
     return int(number)
 
 

@@ -24,10 +24,13 @@ from webhooks.stored import health_of
 
 log = logging.getLogger(__name__)
 
-MOST: Final = 2000
+MOST: Final = 1000
 """Outcomes of one transaction."""
-MAX_WAITING: Final = 20_000
-"""Outcomes that wait to be written down; beyond it no attempt is begun."""
+MAX_WAITING: Final = 2000
+"""
+Outcomes that wait to be written down; beyond it no attempt is begun. Whatever waits when the process is
+killed is sent again.
+"""
 BACK_OFF: Final = 0.5
 """Seconds between attempts to write while the store is away."""
 

@@ -151,10 +151,29 @@ _LISTED: Final = """
     FROM deliveries JOIN messages ON number = message WHERE endpoint = ?1
 """
 DELIVERY: Final = Statement(f"{_LISTED} AND message = ?2")
-DELIVERIES: Final = Statement(f"{_LISTED} AND message < ?2 ORDER BY message DESC LIMIT ?3")
-DELIVERED: Final = Statement(f"{_LISTED} AND message < ?2 AND standing = 1 ORDER BY message DESC LIMIT ?3")
-FAILED: Final = Statement(f"{_LISTED} AND message < ?2 AND standing = 2 ORDER BY message DESC LIMIT ?3")
-EXPIRED: Final = Statement(f"{_LISTED} AND message < ?2 AND standing = 3 ORDER BY message DESC LIMIT ?3")
+
+
+def _page(condition: str) -> Statement:
+    """Return the statement for a page of deliveries: they are found first, and only they are looked up."""
+    return Statement(
+        f"""
+        SELECT deliveries.endpoint, deliveries.message, standing, due, tries, attempts, topic, event, time
+        FROM (
+            SELECT message AS found FROM deliveries
+            WHERE endpoint = ?1 {condition} AND message > -1 AND message < ?2 ORDER BY message DESC LIMIT ?3
+        ) AS page
+        JOIN deliveries ON endpoint = ?1 AND deliveries.message = found
+        JOIN messages ON number = found ORDER BY found DESC
+        """
+    )
+
+
+DELIVERIES: Final = _page("")
+DELIVERED: Final = _page("AND standing = 1")
+# SQLite takes the index of what went wrong only if it is told so in the index's own words, with both bounds,
+# and where nothing else has to be read.
+FAILED: Final = _page("AND standing = 2 AND standing > 1")
+EXPIRED: Final = _page("AND standing = 3 AND standing > 1")
 PENDING: Final = Statement(
     f"{_LISTED} AND standing = 0 AND (due, message) > (?2, ?3) ORDER BY due, message LIMIT ?4"
 )
@@ -164,7 +183,13 @@ ATTEMPTS: Final = Statement(
     WHERE endpoint = ?1 AND message = ?2 AND number < ?3 ORDER BY number DESC LIMIT ?4
     """
 )
-BACKLOG: Final = Statement("SELECT count(*) FROM deliveries WHERE endpoint = ?1 AND standing = 0")
+BACKLOG: Final = Statement(
+    """
+    SELECT count(*) FROM (
+        SELECT 1 FROM deliveries WHERE endpoint = ?1 AND standing = 0 AND due > -1 LIMIT ?2
+    ) AS found
+    """
+)
 REPEAT: Final = Statement(
     """
     UPDATE deliveries SET standing = 0, tries = 0, due = {now}
@@ -173,9 +198,11 @@ REPEAT: Final = Statement(
 )
 PENDING_OF: Final = Statement(
     """
-    SELECT count(*) FROM deliveries WHERE standing = 0 AND endpoint IN (
-        SELECT id FROM endpoints WHERE bucket {any1} AND status <> 'removed'
-    )
+    SELECT count(*) FROM (
+        SELECT 1 FROM deliveries WHERE standing = 0 AND due > -1 AND endpoint IN (
+            SELECT id FROM endpoints WHERE bucket {any1} AND status <> 'removed'
+        ) LIMIT ?2
+    ) AS found
     """
 )
 IS_THERE: Final = Statement("SELECT 1 FROM endpoints WHERE id = ?1 AND status <> 'removed'")
@@ -191,13 +218,14 @@ OPEN_JOBS: Final = Statement(
 )
 NEXT_FAILED: Final = Statement(
     """
-    SELECT message FROM deliveries WHERE endpoint = ?1 AND standing = 2 AND message > ?2 AND message <= ?3
+    SELECT message FROM deliveries
+    WHERE endpoint = ?1 AND standing = 2 AND standing > 1 AND message > ?2 AND message <= ?3
     ORDER BY message LIMIT ?4
     """
 )
 NEXT_PENDING: Final = Statement(
     """
-    SELECT message FROM deliveries WHERE endpoint = ?1 AND standing = 0 AND message <= ?2
+    SELECT message FROM deliveries WHERE endpoint = ?1 AND standing = 0 AND message + 0 <= ?2
     ORDER BY due, message LIMIT ?3
     """
 )

@@ -184,13 +184,13 @@ class Store(ABC):
         """See `operations.list_pending`."""
         return await self._read(operations.list_pending(endpoint, after, limit))
 
-    async def backlog(self, endpoint: int) -> int:
+    async def backlog(self, endpoint: int, most: int) -> int:
         """See `operations.backlog`."""
-        return await self._read(operations.backlog(endpoint))
+        return await self._read(operations.backlog(endpoint, most))
 
-    async def count_pending(self, buckets: Collection[int]) -> int:
+    async def count_pending(self, buckets: Collection[int], most: int) -> int:
         """See `operations.count_pending`."""
-        return await self._read(operations.count_pending(buckets))
+        return await self._read(operations.count_pending(buckets, most))
 
     async def list_attempts(
         self, endpoint: int, message: int, before: int = 2**15 - 1, limit: int = 100

@@ -107,8 +107,10 @@ class Tenure:
         self._begun = False
         self._until = 0.0  # the loop's time
         self._loop = asyncio.get_running_loop()
+        self._taking: asyncio.Task[None] | None = None
         self._giving: asyncio.Task[None] | None = None
         self._check = asyncio.Event()
+        self._lock = asyncio.Lock()  # or an answer from before buckets were given would have them taken again
         seconds: float = ALONE_SECONDS if sharing is Sharing.ALONE else LEASE_SECONDS
         self._lease_ms = round(seconds * 1000)
 
@@ -151,6 +153,8 @@ class Tenure:
 
     def fenced(self) -> None:
         """Nothing is ours any more: begin again as somebody else."""
+        if not self.owner:
+            return
         log.warning("webhooks.fenced", extra={"owner": self.owner, "buckets": len(self.buckets)})
         self.owner, self._until = 0, 0.0
         self.buckets.clear()
@@ -158,10 +162,10 @@ class Tenure:
         self._lost()
 
     def keep(self) -> None:
-        """Give nothing away any more."""
-        if self._giving is not None:
-            self._giving.cancel()
-            self._giving = None
+        """Take and give nothing any more."""
+        for task in (self._taking, self._giving):
+            if task is not None:
+                task.cancel()
 
     async def leave(self) -> None:
         """Give everything back, at the end."""
@@ -181,18 +185,32 @@ class Tenure:
             self._before.remember(self.owner)
         began = self._loop.time()
         wanted, surplus = await self._shares()
-        held = await self._store.hold(self.owner, wanted, self._lease_ms)
-        self._until = began + self._lease_ms / 1000 - MARGIN_SECONDS
-        new = {bucket: place for bucket, place in held.items() if bucket not in self.buckets}
-        if new:
-            await self._taken(new)
-            self.buckets |= new.keys()
-            level = logging.INFO if self._begun else logging.DEBUG  # at a start it goes without saying
-            log.log(level, "webhooks.taken", extra={"owner": self.owner, "buckets": len(new)})
-        self._begun = True
-        self._renewed()
+        async with self._lock:
+            held = await self._store.hold(self.owner, wanted, self._lease_ms)
+            self._until = began + self._lease_ms / 1000 - MARGIN_SECONDS
+            new = {bucket: place for bucket, place in held.items() if bucket not in self.buckets}
+        # The lease has to be renewed meanwhile, however long these take.
+        if new and self._taking is None:
+            self._taking = tasks.create_task(self._take(new))
         if surplus and self._giving is None:
             self._giving = tasks.create_task(self._give(surplus))
+        self._renewed()
+
+    async def _take(self, places: dict[int, int]) -> None:
+        """Look after buckets from now on."""
+        try:
+            await self._taken(places)
+            self.buckets |= places.keys()
+            level = logging.INFO if self._begun else logging.DEBUG  # at a start it goes without saying
+            log.log(level, "webhooks.taken", extra={"owner": self.owner, "buckets": len(places)})
+            self._begun = True
+        except StoreUnavailable:
+            self._loop.call_later(RENEW_SECONDS, self.check)
+        except Exception:
+            log.exception("webhooks.failed", extra={"part": "taking"})
+            self._loop.call_later(RENEW_SECONDS, self.check)
+        finally:
+            self._taking = None
 
     async def _shares(self) -> tuple[Collection[int], Collection[int]]:
         """Return which buckets to take if they are free, and which to give away."""
@@ -204,10 +222,15 @@ class Tenure:
         """Give buckets away, as soon as nothing is under way for them."""
         try:
             await self._leaving(buckets)
-            await self._store.give(self.owner, buckets)
+            async with self._lock:
+                await self._store.give(self.owner, buckets)
+                self.buckets -= set(buckets)
             log.info("webhooks.given", extra={"owner": self.owner, "buckets": len(buckets)})
-        except (StoreUnavailable, Fenced):
-            self.check()  # they may be ours as before
+        except StoreUnavailable:
+            self.fenced()  # whether they were given is not known, and may even be decided later
+            self.check()
+        except Fenced:
+            self.check()
         except Exception:
             log.exception("webhooks.failed", extra={"part": "giving"})
         finally:

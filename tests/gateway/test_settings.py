@@ -223,6 +223,18 @@ def test_the_number_of_workers_has_bounds(workers: str) -> None:
     assert sentence == f"--workers: {workers!r} is not a whole number from 1 to 64"
 
 
+def test_what_webhooks_may_reach_is_checked() -> None:
+    """Networks and ports that are none are refused, with a sentence."""
+    assert refusal({"webhooks_allow": "10.0.0.1/8"}) == (
+        "--webhooks-allow: '10.0.0.1/8' is no network: one looks like 10.0.0.0/8, "
+        "with nothing but zeros behind its prefix"
+    )
+    assert refusal({"webhooks_ports": "443,http"}) == (
+        "--webhooks-ports: 'http' is no port and no range like 8000-8999"
+    )
+    assert load({"webhooks": False, "webhooks_allow": "127.0.0.0/8,::1"}, {}).webhooks is False
+
+
 def test_an_application_has_no_workers() -> None:
     """A gateway that is mounted in another application does not start processes, and says so."""
     with pytest.raises(SettingsError, match="only sluice serve starts them"):

@@ -269,6 +269,29 @@ async def test_parameters_that_are_not_there(small: Api) -> None:
         problem(await small.http.get(f"{path}?sort=asc"), 422, "the query")
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 201),
+        ({"sec-fetch-site": "same-origin", "origin": "https://elsewhere.example"}, 201),
+        ({"sec-fetch-site": "none"}, 201),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:1"}, 403),
+        ({"origin": "http://elsewhere.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://127.0.0.1:{port}"}, 201),
+        ({"origin": "http://127.0.0.1:1"}, 403),
+    ],
+)
+async def test_pages_of_others_change_nothing(small: Api, headers: dict[str, str], status: int) -> None:
+    """A browser would send such a request for any page, without asking first; no event may leak by it."""
+    given = {name: value.format(port=small.port) for name, value in headers.items()}
+    simple = {"content-type": "application/x-www-form-urlencoded", **given}
+    answer = await small.http.post("/v1/webhooks", content=json.dumps(LEAST).encode(), headers=simple)
+    assert answer.status_code == status
+    assert len((await small.http.get("/v1/webhooks", headers=given)).json()["webhooks"]) == (status == 201)
+
+
 # --- listing
 
 

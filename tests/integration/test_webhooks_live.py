@@ -30,6 +30,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tests.support.node_receiver import LIBRARIES, NodeReceiver
+from tests.support.postgres import Postgres
 from tests.support.receiver import (
     HEAD,
     OK,
@@ -455,6 +456,39 @@ async def test_a_rate_that_the_receiver_allows_is_kept(user: User) -> None:
     assert (asked.line, sent.line) == ("OPTIONS /hook HTTP/1.1", "POST /hook HTTP/1.1")
     for each in (asked, sent):
         assert each.headers["WebHook-Request-Origin"] == "events.example.com"
+
+
+async def test_all_of_it_with_a_store_in_postgresql() -> None:
+    """What failed is recovered; publishing goes on while the store is away, and all arrives afterwards."""
+    failing = [True]
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(with_status(500) if failing[0] else OK)
+
+    with Postgres() as server:
+        process = GatewayProcess(store=server.make(), webhooks_allow="127.0.0.0/8")
+        async with receiver(script) as target, process as gateway, user_of(gateway) as user:
+            webhook = await user.create(target.url, schedule=[])
+            path = f"/v1/webhooks/{webhook['id']}"
+            assert (await user.deliver(webhook))["state"] == "failed"
+            failing[0] = False
+            job = await user.http.post(f"{path}/recover", json={"since": "earliest"})
+            async with asyncio.timeout(DEADLINE):
+                while (await user.http.get(job.headers["location"])).json()["state"] != "done":  # noqa: ASYNC110  (it is another process)
+                    await asyncio.sleep(0.02)
+            await user.until(webhook, pending=0)
+            assert (await user.http.get(f"{path}/deliveries?state=delivered")).json()["deliveries"] != []
+            server.kill()
+            refused = await user.http.get(path)
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) >= 1
+            cursor = await user.publish(webhook, "while it was away")
+            server.start()
+            async with asyncio.timeout(DEADLINE):
+                while target.requests[-1].headers["webhook-id"] != f"msg_{cursor}":  # noqa: ASYNC110  (it is another process)
+                    await asyncio.sleep(0.02)
 
 
 # --- where receivers are

@@ -258,12 +258,12 @@ async def test_a_replica_that_stood_still_sends_nothing_more(
     """Its endpoints go on elsewhere; when it goes on itself it begins no attempt but for its new share."""
     with Sink() as sink:
         async with two_replicas(broker, server, sink, tmp_path, "still") as two, asyncio.TaskGroup() as tasks:
-            producer = Producer([two[1].port], "p", ("orders.1",))
+            producer = Producer([two[1].port], "p", ("orders.1",), batch=1)
             done = asyncio.Event()
-            publishing = tasks.create_task(producer.publish_until(done, 0.02))
+            publishing = tasks.create_task(producer.publish_until(done, 0.01))
             await until(lambda: min(sink.counts().values(), default=0) > 20)
             two[0].freeze()
-            before = producer.published
+            before = producer.published  # and one more may be on its way
             await until(lambda: min(sink.counts().values()) > before + 50)
             two[0].thaw()
             await until(lambda: [number(each, "sluice_webhook_endpoints") for each in two] == [10, 10])
@@ -277,7 +277,8 @@ async def test_a_replica_that_stood_still_sends_nothing_more(
                 if any(other.id == each.id for other in arrivals[:at])
             ]
             # What it had begun when it stopped is sent by the other one as well, and nothing else is.
-            assert all(each.data[1] <= before + 1 for each in repeated)
+            late = [each for each in repeated if each.data[1] > before]
+            assert not late, f"{len(late)} came twice although they are from behind {before}: {late[:3]}"
             print(f"{len(repeated)} sent again because a replica stood still")
             assert len(repeated) <= SHARED * IN_FLIGHT
 

@@ -31,6 +31,7 @@ from tests.support.receiver import OK, Peer, always, receiver, silent, until
 from webhooks.description import Order
 from webhooks.endpoint import Signal
 from webhooks.records import Message, Standing, Status, Task
+from webhooks.stored import endpoint_name
 
 pytestmark = pytest.mark.integration
 
@@ -108,7 +109,7 @@ async def test_a_schedule_ends_and_is_announced() -> None:
         event = json.loads(watcher.requests[0].body)
         assert event["topic"] == "$webhooks.delivery.exhausted"
         assert event["type"] == "webhook.delivery.exhausted"
-        assert event["data"]["endpoint"] == f"wh_{endpoint.id}"
+        assert event["data"]["endpoint"] == endpoint_name(endpoint.id)
         assert (event["data"]["attempts"], event["data"]["status"]) == (2, 400)
 
 

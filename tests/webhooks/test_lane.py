@@ -42,18 +42,27 @@ class Machine(RuleBasedStateMachine):
         self.now = 0
         self.count = 0
         self.pending: dict[int, int] = {}  # message to due, as committed
+        self.untold: list[Due] = []
         self.in_flight: list[int] = []
         self.settling: list[tuple[int, int | None]] = []
         self.asked: tuple[int, list[Due]] | None = None
 
+    @precondition(lambda self: not self.untold)
     @rule(many=st.integers(1, 200))
     def dispatch(self, many: int) -> None:
-        """Rows are stored, and offered."""
+        """Rows are stored, which the store knows before whoever stored them."""
         for _ in range(many):
             self.count += 1
             self.pending[self.count] = self.now
-        for message in range(self.count - many + 1, self.count + 1):
-            self.lane.offer(Due(1, message, self.now, 0, 0))
+            self.untold.append(Due(1, self.count, self.now, 0, 0))
+
+    @precondition(lambda self: self.untold)
+    @rule()
+    def offer(self) -> None:
+        """They are offered."""
+        untold, self.untold = self.untold, []
+        for due in untold:
+            self.lane.offer(due)
 
     @rule(many=st.integers(1, 3))
     def others_add(self, many: int) -> None:
@@ -149,8 +158,9 @@ class Machine(RuleBasedStateMachine):
         """What is due is in its hands, or it knows that there is something; or it will look in time."""
         if self.lane.behind or self.asked is not None:
             return
+        untold = {due.message for due in self.untold}
         for message, due in self.pending.items():
-            if message not in self.lane.known:
+            if message not in self.lane.known and message not in untold:
                 assert due > self.now or self.lane.due_at <= self.now
                 assert self.lane.due_at <= due
 

@@ -212,6 +212,21 @@ async def test_old_deliveries_are_forgotten(tmp_path: Path) -> None:
             raise AssertionError("it is still there")
 
 
+async def test_what_is_pending_is_counted(server: Postgres, tmp_path: Path) -> None:
+    """In both stores, up to a bound."""
+    for settings in ({}, {"store": server.make()}):
+        async with receiver(silent) as found, running(None, **settings) as gateway:
+            await until(lambda gateway=gateway: not gateway.not_ready(), "it is not ready")  # type: ignore[misc]
+            endpoint = await added(gateway, found.url, in_flight=1)
+            for number in range(5):
+                await published(gateway, "a", number)
+            await stand(gateway, endpoint, *[PENDING] * 5)
+            store = hooks(gateway).store
+            assert await store.count_pending([endpoint.bucket], 100) == 5
+            assert await store.count_pending([endpoint.bucket], 3) == 3
+            assert await store.count_pending([endpoint.bucket + 1], 100) == 0
+
+
 async def test_the_logbook_numbers_logs() -> None:
     """A log keeps its number; one that lost its end, or comes back behind another, gets a new one."""
     store = SqliteStore(None)
