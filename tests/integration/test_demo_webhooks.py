@@ -126,7 +126,7 @@ async def test_a_retry_can_be_watched(browser: Browser, gateway: GatewayProcess,
         await panel.received(5, answered="204", verified="true", browser="true")
         await demo.page.get_by_role("button", name="Remove the webhook").click()
         await until_none(gateway)
-        assert await demo.page.locator("#webhook-views").is_hidden()
+        await demo.page.locator("#webhook-views").wait_for(state="hidden")
         assert demo.errors == [each for each in demo.errors if "500" in each]
 
 
