@@ -353,6 +353,9 @@ async def test_nobody_waits_for_somebody_else(tmp_path: Path) -> None:
             assert len(account["hang/0"]) <= 16
             assert len(account["fail/0"]) < producer.published
             assert pss(gateway.pid) - before < 100 << 20
+            for path in (*paths[:47], "late/0"):
+                ids = [each.id for each in account[path]]
+                assert len(ids) == len(set(ids)), f"something came twice at {path}"
 
 
 def _fall_behind(folder: Path, endpoint: int, count: int) -> None:
