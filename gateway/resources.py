@@ -26,9 +26,9 @@ from webhooks.errors import Invalid
 JSON: Final = "application/json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 """RFC 7396: members that are not given stay, `null` takes one back."""
-_READ: Final = ("", FORM, JSON, "text/json", MERGE_PATCH)  # the first two are what says nothing
+_KINDS: Final = ("", FORM, JSON, "text/json", MERGE_PATCH)  # the first two are what says nothing
 
-_READS: Final = ("GET", "HEAD")
+_SAFE: Final = ("GET", "HEAD")
 
 
 class Call:
@@ -73,7 +73,7 @@ class Call:
         """
         if not self.body:
             return {}
-        if content_type(self.headers.get(b"content-type")).name not in _READ:
+        if content_type(self.headers.get(b"content-type")).name not in _KINDS:
             detail = f"the body is {JSON}"
             raise Problem(415, detail, headers={"accept-patch": MERGE_PATCH, "accept-post": JSON})
         return decode_json(MEMBERS, check_utf8(self.body))
@@ -164,7 +164,7 @@ class Resource:
         if handler is None:
             raise method_not_allowed(*self.methods)
         headers = dict(scope["headers"])
-        if scope["method"] in _READS:
+        if scope["method"] in _SAFE:
             response = await self._answer(handler, Call(scope, headers))
             await response(scope, receive, send)
             return
