@@ -47,8 +47,8 @@ SHARE: Final = 8
 """An endpoint may have one part in so many of the room that is left."""
 TURN: Final = 64
 """Attempts begun before the loop does other things."""
-LATE_TURN: Final = 16
-REST_SECONDS: Final = 0.001
+LATE_TURN: Final = 8
+REST_SECONDS: Final = 0.002
 CALM_MS: Final = 100
 """
 While others keep up, those that are behind begin so many attempts and then rest: a backlog takes all the time

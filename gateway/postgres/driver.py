@@ -29,6 +29,9 @@ _SESSION: Final = {
     "search_path": SCHEMA,
     "timezone": "UTC",
     "jit": "off",  # statements are short; compiling one would take longer
+    # Lists of rows are given as parameters. By their length they may look as if reading a whole table were
+    # cheaper than looking some rows up, which it is not for long.
+    "plan_cache_mode": "force_generic_plan",
     # What a replica that was frozen or cut off leaves behind must not hold its locks for long.
     "statement_timeout": "4s",
     "idle_in_transaction_session_timeout": "10s",
