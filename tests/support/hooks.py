@@ -46,9 +46,10 @@ async def added(gateway: Gateway, url: str, *topics: str, **members: Any) -> End
     return await hooks(gateway).add(Description(url, topics or ("#",), **members), KEYS)
 
 
-async def published(gateway: Gateway, topic: str, number: int, **members: Any) -> None:
-    """Publish an event whose data is a number, which is its id as well."""
-    await gateway.intake.publish_one(topic, json.dumps(number).encode(), str(number), **members)
+async def published(gateway: Gateway, topic: str, number: int, *, padding: int = 0, **members: Any) -> None:
+    """Publish an event whose data is a number, which is its id as well, and so many bytes of nothing."""
+    data = json.dumps(number).encode() + b" " * padding
+    await gateway.intake.publish_one(topic, data, str(number), **members)
 
 
 async def deliveries(

@@ -92,16 +92,19 @@ async def test_a_store_that_is_away_is_waited_for(server: Postgres, tmp_path: Pa
 
 
 class Failing(SqliteStore):
-    """A store whose disk is full now and then; or of which it is not known whether a commit happened."""
+    """A store that may not grow now and then; or of which it is not known whether a commit happened."""
 
     def __init__(self, path: Path | None) -> None:
         super().__init__(path)
-        self.full = False
         self.doubtful = False
 
+    async def limit(self, pages: int) -> None:
+        """Let SQLite say that the disk is full when it has so many pages, and not fewer than now."""
+        assert self._file is not None
+        connection = self._file.connection
+        await self._worker.call(lambda: connection.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+
     async def _write(self, operation: Operation[Any]) -> Any:
-        if self.full:
-            raise StoreUnavailable("the disk is full", 1)
         found = await super()._write(operation)
         if self.doubtful:
             raise StoreUnavailable("there was no answer", 1)
@@ -137,12 +140,12 @@ async def test_a_full_store_loses_nothing() -> None:
         for number in range(10):
             await published(gateway, "a", number)
         await got(found, 5)
-        store.full = True
+        await store.limit(1)
         gate.set()
-        await until(lambda: hooks(gateway).ready is not None, "it says that all is well")
         for number in range(10, 20):
-            await published(gateway, "a", number)
-        store.full = False
+            await published(gateway, "a", number, padding=100_000)
+        await until(lambda: "full" in (hooks(gateway).ready or ""), "it says that all is well")
+        await store.limit(1 << 30)
         await stand(gateway, endpoint, *[DELIVERED] * 20)
         assert sorted(numbers(found)) == list(range(20))
 
