@@ -117,6 +117,8 @@ class Deliveries:
         return json_response(shown, status)
 
     async def _shown(self, rows: list[records.Delivery], endpoint: records.Endpoint) -> list[dict[str, Any]]:
+        # As it is behind the rows: the attempt that closes it is in a row by the same transaction.
+        endpoint = await self._store.find_endpoint(endpoint.id) or endpoint
         record = record_of(endpoint.health)
         is_open = endpoint.status is Status.OPEN
         return [
