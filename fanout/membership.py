@@ -274,8 +274,9 @@ class Membership:
         peer.died = None
         peer.doubt = math.inf
         for name, born, number in heartbeat.doubts:
-            # Of an earlier incarnation there is nothing to refute.
-            if (name, born) == (self.name, self.born) and number >= self._life:
+            # Who has no lease, or had none in that life, has nothing to lose by it; and who is apart could
+            # not find out that the other has died meanwhile.
+            if (name, born) == (self.name, self.born) and number >= self._life and self.state in _HAS_LEASE:
                 peer.doubt = self._sent.get(number, -math.inf) + LEASE
                 self._news = True
         if peer.said is State.DEAD:

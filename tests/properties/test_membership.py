@@ -13,7 +13,7 @@ from fanout.heartbeat import BURY_AFTER, HEARTBEAT, LEASE, MARGIN, SUSPECT_AFTER
 from tests.support.members import BUCKETS, Node, World
 
 EXAMPLES: Final = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 TAKEN_AFTER: Final = SUSPECT_AFTER + 5.0
@@ -32,7 +32,20 @@ class Fault(NamedTuple):
     seconds: float
 
 
-KINDS: Final = ("cut", "stall", "freeze", "kill", "restart", "start", "drain", "leave", "outage", "delay")
+KINDS: Final = (
+    "cut",
+    "stall",
+    "deaf",
+    "mute",
+    "freeze",
+    "kill",
+    "restart",
+    "start",
+    "drain",
+    "leave",
+    "outage",
+    "delay",
+)
 
 faults = st.builds(
     Fault,
@@ -49,6 +62,8 @@ def inflict(world: World, fault: Fault) -> None:
     match fault.kind:
         case "cut" | "stall" | "freeze" as kind:
             getattr(world, kind)(node, fault.seconds)
+        case "deaf" | "mute" as kind:
+            world.stall(node, fault.seconds, ["in" if kind == "deaf" else "out"])
         case "kill":
             world.kill(node)
         case "restart":

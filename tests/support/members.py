@@ -6,7 +6,7 @@ import heapq
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
@@ -19,7 +19,7 @@ BUCKETS: Final = 32
 BROKER_HEARTBEAT: Final = 8.0
 """Seconds after which the broker closes the connection of a frozen process."""
 
-SKEW: Final = 0.2
+SKEW: Final = 0.1
 """Seconds by which the broker may put a message into one queue later than into another."""
 
 RATES: Final = (0.99, 1.0, 1.01)
@@ -38,7 +38,7 @@ class Node:
         self.running = True
         self.frozen = False
         self.connection = 0  # which one; 0 is none
-        self.stalled = 0.0  # nothing arrives on the link before then
+        self.stalled = {"in": 0.0, "out": 0.0}  # nothing arrives on that way of the link before then
         self.inbox: list[Heartbeat] = []
         self.heard = 0.0  # when the last of ours came to the broker
         self._ends: dict[str, float] = {}  # when the last message on each way arrives
@@ -94,12 +94,17 @@ class Node:
             self.receive(heartbeat)
         self.work()
 
-    def arrival(self, way: str, extra: float = 0.0) -> float:
-        """Return when something arrives that is sent now: in order, on each way."""
-        delay = self._world.random.uniform(0, self._world.delay) + extra
-        at = max(self._world.now + delay, self.stalled, self._ends.get(way, 0.0))
-        self._ends[way] = at
-        return at
+    def queued(self, sender: Node) -> float:
+        """Return when the broker has put something into our queue: in order of each sender, if not of all."""
+        key = f"{sender.name} {sender.born}"
+        self._ends[key] = max(self._world.now + self._world.random.uniform(0, SKEW), self._ends.get(key, 0.0))
+        return self._ends[key]
+
+    def arrival(self, way: str) -> float:
+        """Return when something arrives that is put on its way now: in order."""
+        at = self._world.now + self._world.random.uniform(0, self._world.delay)
+        self._ends[way] = max(at, self.stalled[way], self._ends.get(way, 0.0))
+        return self._ends[way]
 
     def _send(self, heartbeat: Heartbeat) -> None:
         if not self.connection or self._world.random.random() < self._world.loss:
@@ -172,13 +177,18 @@ class World:
         unlucky = self.random.choice(self.nodes) if self.random.random() < self.deaf else None
         for node in self.nodes:
             if node.connection and node.running and node is not unlucky:
-                # One queue may get it later than another; but what one sender sends stays in order.
-                skew = self.random.uniform(0, SKEW) if self.delay > 0.05 else 0.0
-                at = node.arrival(f"in {sender.name} {sender.born}", skew)
-                self.at(at, self._delivery(node, node.connection, heartbeat))
+                self.at(node.queued(sender), self._queue(node, node.connection, heartbeat))
 
-    def _delivery(self, node: Node, connection: int, heartbeat: Heartbeat) -> Callable[[], None]:
-        return lambda: node.receive(heartbeat) if connection == node.connection else None
+    def _queue(self, node: Node, connection: int, heartbeat: Heartbeat) -> Callable[[], None]:
+        def act() -> None:
+            if connection == node.connection:
+                self.at(node.arrival("in"), deliver)
+
+        def deliver() -> None:
+            if connection == node.connection:
+                node.receive(heartbeat)
+
+        return act
 
     def declare_gone(self, gone: Node) -> None:
         """Have some of the members find out that one is not connected."""
@@ -215,9 +225,10 @@ class World:
         self.declare_gone(node)
         self.after(seconds, node.connect)
 
-    def stall(self, node: Node, seconds: float) -> None:
-        """Hold up all that is sent on a link from now on."""
-        node.stalled = max(node.stalled, self.now + seconds)
+    def stall(self, node: Node, seconds: float, ways: Sequence[str] = ("in", "out")) -> None:
+        """Hold up all that is sent on a link from now on, to the process, from it, or both."""
+        for way in ways:
+            node.stalled[way] = max(node.stalled[way], self.now + seconds)
 
     def freeze(self, node: Node, seconds: float) -> None:
         """Stop a process, and let it go on later."""
