@@ -25,6 +25,7 @@ pattern that nothing so short can match counts like the others.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
@@ -43,52 +44,87 @@ def covers(pattern: str, other: str) -> bool:
         pattern: a (checked) pattern or topic.
         other: a (checked) pattern or topic.
     """
-    words = _worst(other)
-    first, *rest = _runs(_canonical(pattern))
-    if not rest:
-        return len(first) == len(words) and all(map(_stands_for, first, words))
-    run, lacking = _without_gap(first)
-    if len(run) > len(words) or not all(map(_stands_for, run, words)):
+    return _covers(_planned(pattern), _worst(other))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """
+    What stands between two `#` of a pattern: literal words and single `*`, and a gap behind them.
+
+    Attributes:
+        words: begin and end with a literal word; but the first run begins, and the last one ends, as it is
+            written, and these two may be empty.
+        gap: how many words the gap has at least.
+        masks: see `_masks`.
+    """
+
+    words: list[str]
+    gap: int
+    masks: dict[str, int]
+
+
+def _planned(pattern: str) -> list[_Run]:
+    """Return the runs of a pattern; there is a `#` between any two."""
+    runs: list[list[str]] = [[]]
+    for word in _canonical(pattern):
+        if word == "#":
+            runs.append([])
+        else:
+            runs[-1].append(word)
+    lengths = [*map(_length_without_gap, runs[:-1]), len(runs[-1])]
+    return [
+        _Run(run[:length], len(run) - length, _masks(run[:length]))
+        for run, length in zip(runs, lengths, strict=True)
+    ]
+
+
+def _covers(runs: list[_Run], words: list[str]) -> bool:
+    """Tell whether the runs of a pattern are found, one behind the other, in all that `words` stand for."""
+    first, *rest = runs
+    if len(first.words) > len(words) or not all(map(_stands_for, first.words, words)):
         return False
-    behind = words[len(run) :]
-    for at, following in enumerate(rest, 1):
-        last = at == len(rest)
-        run, gap = (following, 0) if last else _without_gap(following)
-        behind, found = _find(run, lacking, behind, anchored=last)
-        if not found:
+    if not rest:
+        return len(first.words) == len(words)
+    at, lacking = len(first.words), first.gap
+    for run in rest[:-1]:
+        at = _behind(run, lacking, words, at)
+        if not at:
             return False
-        lacking = gap
-    return True
+        lacking = run.gap
+    return _ends(rest[-1], lacking, words, at)
 
 
-def _find(run: list[str], lacking: int, words: list[str], *, anchored: bool) -> tuple[list[str], bool]:
+def _behind(run: _Run, lacking: int, words: list[str], at: int) -> int:
     """
-    Look for `run` behind a gap of `lacking` words or more, in the worst of what `words` stand for.
+    Look for a run behind a gap of `lacking` words or more, in the worst of what `words` stand for from a
+    place on. Return the place behind the earliest that is always there, or 0 if there is none.
 
-    The places are held as bits: bit n is set if the words so far end with the first n+1 of the run.
-
-    Args:
-        run: begins with a literal word; empty only if it is the last.
-        lacking: the least words of the gap.
-        words: what is left of the other pattern.
-        anchored: whether the run has to be at the end of the topic, and not just anywhere.
-
-    Returns:
-        What of `words` is behind the run, and whether it was found.
+    What is found of it is held as bits: bit n is set if the words so far end with the first n+1 of the run.
     """
-    masks = _masks(run)
-    whole = 1 << len(run) >> 1
-    places = 0
-    for at, word in enumerate(words):
+    whole = 1 << len(run.words) - 1
+    found = 0
+    for place in range(at, len(words)):
+        word = words[place]
         if lacking:
             lacking -= word != "#"
-        elif word == "#":
-            places = 0
-        else:
-            places = (places << 1 | 1) & masks.get(word, masks[_STRANGE])
-            if places & whole and not anchored:
-                return words[at + 1 :], True
-    return [], anchored and not lacking and (not run or bool(places & whole))
+            continue
+        found = 0 if word == "#" else (found << 1 | 1) & run.masks.get(word, run.masks[_STRANGE])
+        if found & whole:
+            return place + 1
+    return 0
+
+
+def _ends(run: _Run, lacking: int, words: list[str], at: int) -> bool:
+    """Tell whether `words` always end with the last run, behind a gap of `lacking` words or more."""
+    length = len(run.words)
+    before = words[at : len(words) - length]
+    behind = words[len(words) - length :]
+    return (
+        at + length <= len(words)
+        and sum(word != "#" for word in before) >= lacking
+        and all(map(_stands_for, run.words, behind))
+    )
 
 
 def _stands_for(mine: str, word: str) -> bool:
@@ -114,23 +150,12 @@ def _worst(pattern: str) -> list[str]:
     return words if words != ["#"] else ["*", "#"]
 
 
-def _runs(words: list[str]) -> list[list[str]]:
-    """Split the words of a canonical pattern at each `#`."""
-    runs: list[list[str]] = [[]]
-    for word in words:
-        if word == "#":
-            runs.append([])
-        else:
-            runs[-1].append(word)
-    return runs
-
-
-def _without_gap(run: list[str]) -> tuple[list[str], int]:
-    """Take the `*` from the end of a run before a `#`, and count them: they are the least of the gap."""
+def _length_without_gap(run: list[str]) -> int:
+    """Return how long a run is without the `*` at its end: before a `#` they are the least of the gap."""
     length = len(run)
     while length and run[length - 1] == "*":
         length -= 1
-    return run[:length], len(run) - length
+    return length
 
 
 def _masks(words: Iterable[str]) -> dict[str, int]:
@@ -152,10 +177,11 @@ class Cover:
         patterns: (checked) patterns.
     """
 
-    __slots__ = ("_machine", "patterns")
+    __slots__ = ("_machine", "_plans", "patterns")
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.patterns = tuple(dict.fromkeys(patterns))
+        self._plans = [_planned(pattern) for pattern in self.patterns]
         self._machine: _Machine | None = None  # made when it is first needed, which is seldom
 
     def covers(self, pattern: str) -> bool:
@@ -165,7 +191,10 @@ class Cover:
         Exact if one of the set covers it alone, or `MAX_STEPS` are enough; else False, though it may be
         covered.
         """
-        return any(covers(mine, pattern) for mine in self.patterns) or self.decide(pattern)[0] is True
+        words = _worst(pattern)
+        return any(_covers(plan, words) for plan in self._plans) or (
+            "#" in words and self.decide(pattern)[0] is True
+        )
 
     def decide(self, pattern: str, limit: int = MAX_STEPS) -> tuple[bool | None, int]:
         """
@@ -174,7 +203,8 @@ class Cover:
         """
         if len(self.patterns) < 2 or "#" not in pattern:
             # Without a `#` there is one worst topic only, and whichever pattern matches that covers alone.
-            return any(covers(mine, pattern) for mine in self.patterns), 0
+            words = _worst(pattern)
+            return any(_covers(plan, words) for plan in self._plans), 0
         if self._machine is None:
             self._machine = _Machine(self.patterns)
         return _decide(self._machine, _worst(pattern), limit)

@@ -25,6 +25,20 @@ patterns = st.lists(st.sampled_from(WORDS), min_size=1, max_size=LENGTH).map("."
 sets = st.lists(patterns, min_size=1, max_size=4)
 
 
+@st.composite
+def like(draw: st.DrawFn) -> tuple[str, str]:
+    """Draw a pattern and another that was made from it, by words that are replaced, added or left out."""
+    words = draw(st.lists(st.sampled_from(WORDS), min_size=2, max_size=LENGTH + 1))
+    if draw(st.booleans()):
+        words = ["#", *words[:LENGTH], "#"]
+    other: list[str] = []
+    for word in words:
+        other += draw(st.sampled_from(([word], [word], [word], ["#", word], ["*", word], ["a"], ["#"], [])))
+    if other.count("#") > 4:
+        other = [word for word in other if word != "#"]
+    return ".".join(words), ".".join(other or ["a"])
+
+
 @cache
 def topics(most: int) -> tuple[str, ...]:
     """Return all topics of up to `most` words."""
@@ -78,6 +92,18 @@ def test_one_pattern(pattern: str, other: str) -> None:
     """One pattern covers another exactly if it matches all of the other's worst topics."""
     expected = all(matches(pattern, topic) for topic in worst_topics(other, LENGTH + 1))
     assert covers(check_pattern(pattern), check_pattern(other)) == expected
+
+
+@settings(max_examples=2000)
+@given(like())
+@example(("#.a.b.#", "a.#.b"))
+@example(("#.a.*.*.b.#", "#.a.*.#.b"))
+@example(("a.#.a.*.b.#.b", "a.a.#.b.b.b"))
+def test_one_pattern_and_one_like_it(pair: tuple[str, str]) -> None:
+    """The same for patterns that resemble each other, where it is a near thing."""
+    pattern, other = pair
+    expected = all(matches(pattern, topic) for topic in worst_topics(other, LENGTH + 2))
+    assert covers(pattern, other) == expected
 
 
 @settings(max_examples=600)
@@ -145,13 +171,16 @@ class Counted(dict[str, int]):
 
 
 def test_one_pattern_takes_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many `#` there are, each word of the other pattern is looked at at most once."""
+    """However many `#` there are, each word of the other pattern is looked for in a run at most once."""
+    most = 0
     plain: Callable[[Sequence[str]], dict[str, int]] = containment._masks
     monkeypatch.setattr(containment, "_masks", lambda words: Counted(plain(words)))
     for pattern, other in itertools.product(map(spelled, hostile()), repeat=2):
         Counted.asked = 0
         covers(pattern, other)
-        assert Counted.asked <= 129
+        assert Counted.asked <= len(other.split("."))
+        most = max(most, Counted.asked)
+    assert most > 100, "no case is long enough, so nothing was counted"
 
 
 def test_a_set_takes_bounded_steps() -> None:

@@ -75,6 +75,19 @@ class Walk(RuleBasedStateMachine):
         )
         self.bearers.append(Bearer(tenant, tuple(publish), tuple(subscribe), grants))
 
+    @rule(
+        who=st.integers(0, 20),
+        claim=st.integers(0, 3),
+        at=st.integers(0, 3),
+        word=words | st.sampled_from("*#"),
+    )
+    def listen_to_something_like_it(self, who: int, claim: int, at: int, word: str) -> None:
+        """Ask for what is claimed, but for one word."""
+        if self.bearers and (claimed := self.bearers[who % len(self.bearers)].subscribe):
+            asked = claimed[claim % len(claimed)].split(".")
+            asked[at % len(asked)] = word
+            self.listen(who, ".".join(asked))
+
     @rule(who=st.integers(0, 20), pattern=patterns)
     def listen(self, who: int, pattern: str) -> None:
         if not self.bearers:
@@ -118,6 +131,29 @@ class Walk(RuleBasedStateMachine):
             if dot and tenant in TENANTS:
                 space, inside = tenant, behind
         self.deliver(stored, space, inside)
+
+    @rule(space=st.sampled_from((None, *TENANTS)), topic=topics)
+    def arrive(self, space: str | None, topic: str) -> None:
+        """An event comes from the broker, where no grant is asked for."""
+        if space is not None:
+            self.deliver(f"$tenant.{space}.{topic}", space, topic)
+        elif not topic.startswith("$tenant."):
+            self.deliver(topic, None, topic)
+
+    @rule(at=st.integers(0, 30), fill=st.lists(words, max_size=2), word=words)
+    def arrive_for(self, at: int, fill: list[str], word: str) -> None:
+        """An event comes that somebody listens to."""
+        if at < len(self.listening):
+            who, pattern = list(self.listening)[at]
+            made = [{"*": [word], "#": fill}.get(each, [each]) for each in pattern.split(".")]
+            topic = ".".join(each for part in made for each in part)
+            if topic:
+                self.arrive(self.bearers[who].tenant, topic)
+
+    @rule(space=st.sampled_from(TENANTS))
+    def arrive_at_the_bare_prefix(self, space: str) -> None:
+        """An event comes whose topic is a tenant's prefix and nothing more: it is in no tenant's space."""
+        self.deliver(f"$tenant.{space}", None, f"$tenant.{space}")
 
     def deliver(self, stored: str, space: str | None, topic: str) -> None:
         """Compare who gets an event with who should, and under which name."""
