@@ -200,6 +200,30 @@ def test_no_pattern_reaches_another_space(
         assert Grants(tenant=mine).outward(stored) is None
 
 
+@settings(max_examples=1000)
+@given(
+    st.sampled_from((None, "a")),
+    st.lists(st.sampled_from(("a", "$a", "*", "#")), min_size=1, max_size=3),
+    st.integers(0, 2),
+    st.sampled_from(("a", "*", "#")),
+    st.lists(st.sampled_from(("a", "b", "$a")), max_size=2),
+)
+def test_nothing_more_than_granted(
+    tenant: str | None, claimed: list[str], at: int, word: str, fill: list[str]
+) -> None:
+    """What is asked for differs from the claim in one word; every event it brings is granted."""
+    asked = list(claimed)
+    asked[at % len(asked)] = word
+    claim = ".".join(claimed)
+    subscription = Grants(subscribe=[claim], tenant=tenant).subscribing(".".join(asked))
+    parts = [{"*": ["b"], "#": fill}.get(each, [each]) for each in asked]
+    topic = ".".join(each for part in parts for each in part)
+    stored = topic if tenant is None else f"$tenant.{tenant}.{topic}"
+    if topic and subscription is not None and subscription.sees(stored):
+        assert matches(subscription.pattern, stored)
+        assert grants_topic((claim,), topic)
+
+
 @given(
     st.text(max_size=40) | st.lists(st.text(max_size=3) | st.sampled_from("*#$"), max_size=5).map(".".join)
 )
