@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -42,7 +40,7 @@ class SqliteConsumers:
     Args:
         path: the data folder; None keeps everything in memory and forgets it on close.
         max_consumers: so many names are remembered; acknowledgements of further ones are refused.
-        shared: other processes have the same file open, and one holds its lock (`hold`).
+        shared: other processes have the same file open, and one holds its lock (`sqlite_file.hold`).
     """
 
     def __init__(
@@ -121,7 +119,7 @@ class SqliteConsumers:
     # In the worker's thread.
 
     def _open(self) -> None:
-        self._file = file = SqliteFile(self._folder, FORMAT, _fill, shared=self._shared)
+        self._file = file = SqliteFile(self._folder, FORMAT, shared=self._shared)
         try:
             self._recount(file)
         except sqlite3.Error as error:
@@ -190,27 +188,6 @@ class SqliteConsumers:
             "SELECT cursor FROM consumers WHERE name = ?", (name,)
         ).fetchall()
         return rows[0][0] if rows else None
-
-
-@contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """
-    Keep the store in a folder for processes that open it `shared`, and make it if there is none.
-
-    Raises:
-        LogInUse: another process has it open.
-        LogDamaged: it cannot be used; it was left untouched.
-    """
-    file = SqliteFile(folder, FORMAT, _fill)
-    try:
-        file.leave_open()
-        yield
-    finally:
-        file.close()
-
-
-def _fill(_connection: sqlite3.Connection) -> None:
-    """Put nothing into a new store."""
 
 
 def _unavailable(error: sqlite3.Error) -> StoreUnavailable:

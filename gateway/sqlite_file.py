@@ -1,9 +1,9 @@
 """
 One SQLite file of ours in the data folder: locked, recognised, checked, and refused in a clear sentence.
 
-The log and the store of durable subscriptions each keep one. What they share is here: a lock against a second
-process, the recognition of damage, foreign files and newer versions *before anything is written*, the
-settings that make a commit durable, and the words for what can go wrong later.
+The log, the store of durable subscriptions and that of webhooks each keep one. What they share is here: a
+lock against a second process, the recognition of damage, foreign files and newer versions *before anything is
+written*, the settings that make a commit durable, and the words for what can go wrong later.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class SqliteFile:
         self,
         folder: Path | None,
         form: Format,
-        fill: Callable[[sqlite3.Connection], None],
+        fill: Callable[[sqlite3.Connection], None] = lambda _connection: None,
         *,
         shared: bool = False,
     ) -> None:
@@ -239,6 +240,27 @@ class SqliteFile:
             for statement in statements:
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version={self._form.version}")
+
+
+@contextmanager
+def hold(folder: Path, form: Format) -> Iterator[None]:
+    """
+    Keep a file of a folder for processes that open it `shared`, and make it if there is none.
+
+    Args:
+        folder: the data folder.
+        form: which file it is; there is nothing in a new one but what its tables come with.
+
+    Raises:
+        LogInUse: another process has it open.
+        LogDamaged: it cannot be used; it was left untouched.
+    """
+    file = SqliteFile(folder, form)
+    try:
+        file.leave_open()
+        yield
+    finally:
+        file.close()
 
 
 def cause(error: sqlite3.Error) -> str:

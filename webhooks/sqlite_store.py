@@ -9,11 +9,9 @@ refused. Another thread reads, so that a long list holds nobody up.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -46,27 +44,6 @@ FORMAT: Final = Format(
     schema=tuple(_FIRST),
     changes=tuple(map(tuple, _LATER)),
 )
-
-
-@contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """
-    Keep the store in a folder for processes that open it `shared`, and make it if there is none.
-
-    Raises:
-        LogInUse: another process has it open.
-        LogDamaged: it cannot be used; it was left untouched.
-    """
-    file = SqliteFile(folder, FORMAT, _begin)
-    try:
-        file.leave_open()
-        yield
-    finally:
-        file.close()
-
-
-def _begin(_connection: sqlite3.Connection) -> None:
-    """Nothing is in a new store but what its tables come with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +149,7 @@ class SqliteStore(Store):
     # In the threads.
 
     def _open(self) -> None:
-        self._file = file = SqliteFile(self._folder, FORMAT, _begin, shared=self._shared)
+        self._file = file = SqliteFile(self._folder, FORMAT, shared=self._shared)
         self._reader = file.connection if self._folder is None else file.reader()
 
     def _close_reader(self) -> None:

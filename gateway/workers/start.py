@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from gateway import logs
+from gateway import logs, sqlite_consumers
 from gateway.cli.ending import CANNOT
 from gateway.listening import Port
 from gateway.log import LogError
 from gateway.settings import Settings
-from gateway.sqlite_consumers import hold
+from gateway.sqlite_file import hold
 from gateway.workers.charge import COMING, LEAVING, door_name
 from gateway.workers.seat import Seat
 from gateway.workers.supervisor import Supervisor
-from webhooks.sqlite_store import hold as hold_webhooks
+from webhooks import sqlite_store
 
 MAX_SOCKET_PATH: Final = 107
 """Bytes that the path of a Unix socket may have (unix(7))."""
@@ -46,9 +46,9 @@ def supervise(settings: Settings, reread: Callable[[], Settings]) -> int:
             folder = stack.enter_context(_private_folder())
             store = settings.data_folder or folder  # in memory it would be that of one worker alone
             if not settings.store:
-                stack.enter_context(hold(store))
+                stack.enter_context(hold(store, sqlite_consumers.FORMAT))
                 if settings.webhooks:
-                    stack.enter_context(hold_webhooks(store))
+                    stack.enter_context(hold(store, sqlite_store.FORMAT))
             return asyncio.run(_run(settings, reread, port, folder, store))
         except LogError as error:
             return _cannot(str(error))

@@ -15,7 +15,8 @@ import pytest
 
 from gateway.consumers import MAX_NAME, ConsumersFull
 from gateway.log import LogDamaged, StoreUnavailable
-from gateway.sqlite_consumers import SqliteConsumers, hold
+from gateway.sqlite_consumers import FORMAT, SqliteConsumers
+from gateway.sqlite_file import hold
 from gateway.sqlite_log import LogInUse
 from tests.support.log_events import events
 from tests.support.log_events import opened as opened_log
@@ -182,7 +183,7 @@ async def test_restart(tmp_path: Path) -> None:
 @asynccontextmanager
 async def shared(folder: Path, number: int, max_consumers: int = 100) -> AsyncIterator[list[SqliteConsumers]]:
     """Open one store several times, as the workers of a gateway do."""
-    with hold(folder):
+    with hold(folder, FORMAT):
         stores = [SqliteConsumers(folder, max_consumers=max_consumers, shared=True) for _ in range(number)]
         await asyncio.gather(*(each.start() for each in stores))
         try:
@@ -233,14 +234,14 @@ async def test_the_bound_holds_for_all_together(tmp_path: Path) -> None:
 
 async def test_a_store_that_is_held_is_nobody_elses(tmp_path: Path) -> None:
     """Another gateway is refused while the store is held, whether or not anybody has it open."""
-    with hold(tmp_path):
+    with hold(tmp_path, FORMAT):
         with pytest.raises(LogInUse, match=r"store\.db is in use by another process"):
             async with opened(tmp_path):
                 pass
-        with pytest.raises(LogInUse), hold(tmp_path):
+        with pytest.raises(LogInUse), hold(tmp_path, FORMAT):
             pass
     async with opened(tmp_path):
-        with pytest.raises(LogInUse), hold(tmp_path):
+        with pytest.raises(LogInUse), hold(tmp_path, FORMAT):
             pass
 
 
