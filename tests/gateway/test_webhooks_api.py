@@ -5,47 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any, Final
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from tests.support.postgres import Postgres
 from tests.support.receiver import always, answers, receiver, with_status
-from tests.support.stores import opened
 from tests.support.webhook_api import EPOCH, URL, Api, FailingStore, id_of, problem, serving
 from webhooks.keys import MAX_LIVE
-from webhooks.postgres_store import PART, PostgresStore
 from webhooks.records import Status
 from webhooks.signature import Scheme, new_secret
-from webhooks.sqlite_store import SqliteStore
 
 LEAST: Final = {"url": URL, "topics": ["orders.#"]}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with Postgres({"fsync": "off"}) as one:
-        yield one
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.integration)])
-async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
-    """The API of either store."""
-    if request.param == "sqlite":
-        store = SqliteStore(None)
-        await store.start()
-        async with serving(store) as found:
-            yield found
-        await store.close()
-    else:
-        async with (
-            opened(request.getfixturevalue("server").make(), [PART]) as database,
-            serving(PostgresStore(database)) as found,
-        ):
-            yield found
 
 
 @pytest.fixture

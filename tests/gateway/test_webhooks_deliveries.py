@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -17,40 +16,13 @@ from gateway.mint import time_text
 from gateway.pages import read_page, write_page
 from gateway.problems import Problem
 from gateway.webhooks_deliveries import MAX_JOBS
-from tests.support.postgres import Postgres
-from tests.support.stores import opened
-from tests.support.webhook_api import EPOCH, Api, id_of, problem, serving, webhook_id
+from tests.support.webhook_api import EPOCH, Api, id_of, problem, webhook_id
 from webhooks.health import Record
-from webhooks.postgres_store import PART, PostgresStore
 from webhooks.records import Attempt, Standing, Status
-from webhooks.sqlite_store import SqliteStore
 from webhooks.stored import delivery_name, endpoint_name
 
 NOW: Final = int(time.time() * 1000)
 UNTRIED: Final = ("pending", "failed", "delivered", "expired", "held")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with Postgres({"fsync": "off"}) as one:
-        yield one
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.integration)])
-async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
-    """The API of either store."""
-    if request.param == "sqlite":
-        store = SqliteStore(None)
-        await store.start()
-        async with serving(store) as found:
-            yield found
-        await store.close()
-    else:
-        async with (
-            opened(request.getfixturevalue("server").make(), [PART]) as database,
-            serving(PostgresStore(database)) as found,
-        ):
-            yield found
 
 
 async def pages(api: Api, path: str, name: str, limit: int, **query: str) -> list[list[dict[str, Any]]]:
