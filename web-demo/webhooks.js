@@ -52,6 +52,7 @@ async function make() {
 async function remove() {
   const { id, receiver } = hook;
   hook = null;
+  await looking; // or it would ask for what is gone
   await ask("DELETE", `v1/webhooks/${id}`);
   await ask("DELETE", receiverPath(receiver));
 }
