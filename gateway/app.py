@@ -25,15 +25,20 @@ from fanout.window import Window
 from gateway import demo
 from gateway.consumers import Consumers
 from gateway.dedup import Dedup
-from gateway.drain import Drain
+from gateway.drain import Drain, Waiting
 from gateway.feeder import Feeder
 from gateway.files import room_for_connections
 from gateway.intake import Intake
 from gateway.keepalive import Keepalive
+from gateway.mint import Mint, random_prefix
 from gateway.operate import Operate
 from gateway.polling import Poller
 from gateway.problems import EXCEPTION_HANDLERS, Problem, method_not_allowed
 from gateway.publish import TOPIC_PATH, PublishEvents, PublishTopic
+from gateway.requests.api import RequestsApi
+from gateway.requests.door import Door
+from gateway.requests.options import Options
+from gateway.requests.service import Requests
 from gateway.session import Services
 from gateway.settings import Settings, SettingsError
 from gateway.sqlite_consumers import SqliteConsumers
@@ -97,7 +102,11 @@ class Gateway:
         self.streams = Streams(self.hub, self.catchup, self.feeder)
         name = "poll" if worker is None else f"poll-{worker.index}"
         self.poller = Poller(self.streams, self.log, settings.poll_retry_after, name)
-        self.drain = Drain(self.streams, self.poller, settings.drain_seconds)
+        self.requests: Requests | None = _requests(self) if settings.services else None
+        waiting: list[Waiting] = [self.poller]
+        if self.requests is not None:
+            waiting.append(self.requests)
+        self.drain = Drain(self.streams, waiting, settings.drain_seconds)
         self.keepalive = Keepalive(self.streams, settings.heartbeat_seconds, settings.stall_timeout)
         self.webhooks: Webhooks | None = webhooks(self) if settings.webhooks else None
         self.tasks = asyncio.TaskGroup()
@@ -186,11 +195,16 @@ class Gateway:
         self.hub.publish(batch)
         if self.webhooks is not None:
             self.webhooks.wake()
+        if self.requests is not None:
+            self.requests.take(batch)
 
     async def _run(self, ready: asyncio.Event) -> None:
         """Own every task of the gateway until it is told to stop."""
         async with self.tasks:
-            helpers = [self.tasks.create_task(each) for each in (self.feeder.run(), self.keepalive.run())]
+            running = [self.feeder.run(), self.keepalive.run()]
+            if self.requests is not None:
+                running.append(self.requests.run())
+            helpers = [self.tasks.create_task(each) for each in running]
             ready.set()
             await self._stopping.wait()
             for task in helpers:
@@ -260,6 +274,9 @@ class Gateway:
         ]
         if self.webhooks is not None:
             routes += WebhooksApi(self.webhooks, self.intake, settings).routes()
+        if self.requests is not None:
+            routes += RequestsApi(self.requests, self.intake, settings).routes()
+            routes += Door(self.requests, self.intake, settings).routes()
         routes += demo.routes(settings, self.intake, webhooks=self.webhooks is not None)
         application = Starlette(
             routes=routes,
@@ -305,6 +322,13 @@ class Events:
             await self._subscribe(scope, receive, send)
         else:
             raise method_not_allowed("GET", "HEAD", "POST")
+
+
+def _requests(gateway: Gateway) -> Requests:
+    """Return the requests on the log of a gateway."""
+    settings = gateway.settings
+    mint = Mint(settings.max_event_bytes, random_prefix(), own=True)
+    return Requests(gateway.intake, mint, gateway.log, gateway.hub.window, Options.of(settings))
 
 
 def _stream_log(settings: Settings) -> StreamLog:

@@ -23,11 +23,11 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from gateway.intake import Intake
+from gateway.mint import now_ms
 from gateway.operate import json_response
 from gateway.problems import Problem
 from gateway.resources import BodyLimits, Call, Resource
 from gateway.settings import Settings
-from gateway.webhooks_found import now_ms
 from gateway.webhooks_shown import shown_time
 from webhooks.description import decoded
 from webhooks.signature import Secret, parse_secret

@@ -11,15 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from fanout.closing import DRAINING
 
 if TYPE_CHECKING:
-    from gateway.polling import Poller
     from gateway.streams import Streams
 
 WAVES: Final = 20
+
+
+class Waiting(Protocol):
+    """Somebody who has clients wait for an answer."""
+
+    def drain(self) -> None:
+        """Answer all that wait now, and let none wait any more."""
 
 
 class Drain:
@@ -28,14 +35,14 @@ class Drain:
 
     Args:
         streams: whose connections are sent away.
-        poller: whose waiting polls are answered.
+        waiting: those who have somebody wait for an answer, which is given now.
         seconds: over how long the connections are spread; 0 sends all at once.
     """
 
-    def __init__(self, streams: Streams, poller: Poller, seconds: float) -> None:
+    def __init__(self, streams: Streams, waiting: Sequence[Waiting], seconds: float) -> None:
         self.draining = False
         self._streams = streams
-        self._poller = poller
+        self._waiting = waiting
         self._seconds = seconds
 
     async def __call__(self, *, hurried: bool = False) -> None:
@@ -55,7 +62,8 @@ class Drain:
             await asyncio.sleep(0 if waves == 1 else self._seconds / waves)
         for sink in list(self._streams.sinks):  # those that came meanwhile
             sink.close(DRAINING)
-        self._poller.drain()
+        for each in self._waiting:
+            each.drain()
         # Bounded: the keepalive cuts off whoever does not go.
         while self._streams.goodbyes:  # noqa: ASYNC110  # an event would be a second record of the same fact
             await asyncio.sleep(0.02)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -23,6 +24,8 @@ from fanout.topics import check_topic
 from gateway.problems import Problem
 
 DEFAULT_TYPE: Final = "message"
+OWN: Final = "sluice."
+"""How the types of events begin that only the gateway makes: what they say is so."""
 MAX_TEXT: Final = 255
 """Characters that an id, a type or a key may have."""
 MAX_TTL: Final = 10 * 365 * 86_400.0
@@ -52,13 +55,15 @@ class Mint:
     Args:
         max_event_bytes: how long an event's JSON may be.
         prefix: the beginning of every id it gives; see `random_prefix`.
+        own: whether it makes events of the gateway's own; only they may have a type that begins with `OWN`.
 
     Attributes:
         takes: says whether the log takes events of a topic.
     """
 
-    def __init__(self, max_event_bytes: int, prefix: str) -> None:
+    def __init__(self, max_event_bytes: int, prefix: str, *, own: bool = False) -> None:
         self.max_event_bytes = max_event_bytes
+        self._own = own
         self._prefix = prefix.encode()
         self.takes: Callable[[str], bool] = lambda _: True
         self._count = 0
@@ -141,6 +146,9 @@ class Mint:
     def _type(self, type: str) -> bytes:
         """Check a type and remember the part of an event's JSON between id and time."""
         _text(type, "type")
+        if type.startswith(OWN) and not self._own:
+            detail = f"types that begin with {OWN} are the gateway's own"
+            raise Problem(422, detail, members={"pointer": "/type"})
         if len(self._types) >= MAX_TYPES:
             self._types.clear()
         part = self._types[type] = b',"type":%b,"time":"' % _encode(type)
@@ -151,6 +159,11 @@ class Mint:
         self._now = now
         self._time = time_text(now)
         return self._time
+
+
+def now_ms() -> int:
+    """Return milliseconds since the Unix epoch."""
+    return int(time.time() * 1000)
 
 
 def time_text(time_ms: int) -> bytes:

@@ -197,7 +197,7 @@ class Poller:
         waiter.connection = connection
         self.hub.attach(connection, request.patterns, position)
         self.waiters[waiter] = None
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         woken = asyncio.ensure_future(waiter.woken.wait())
         try:
             await asyncio.wait((gone, woken), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -230,7 +230,7 @@ class Poller:
         await send({"type": "http.response.body", "body": body})
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
     """Return when the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -7,7 +7,9 @@ is known to be too long. Whatever goes wrong in a handler becomes a problem here
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 import msgspec
@@ -17,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.intake import Intake, Limits
 from gateway.log import StoreUnavailable
 from gateway.payloads import FORM, check_utf8, content_type, decode_json
+from gateway.polling import disconnected
 from gateway.problems import ClientGone, Problem, method_not_allowed
 from gateway.publish import Body, refuse
 from gateway.query import read_query
@@ -39,12 +42,28 @@ class Call:
         scope: its ASGI scope.
         headers: names in lower case; of several with one name the last.
         body: the whole body.
+        receive: its ASGI channel, behind the body.
     """
 
-    def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes = b"") -> None:
+    def __init__(
+        self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes = b"", receive: Receive | None = None
+    ) -> None:
         self.headers = headers
         self.body = body
         self._scope = scope
+        self._receive = receive
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[asyncio.Future[None]]:
+        """While this is open the future is done once the client is gone: nobody need wait for an answer."""
+        assert self._receive is not None, "the call was made without its channel"
+        gone = asyncio.ensure_future(disconnected(self._receive))
+        try:
+            yield gone
+        finally:
+            gone.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await gone
 
     def part(self, name: str) -> str:
         """Return a parameter of the path."""
@@ -165,14 +184,14 @@ class Resource:
             raise method_not_allowed(*self.methods)
         headers = dict(scope["headers"])
         if scope["method"] in _SAFE:
-            response = await self._answer(handler, Call(scope, headers))
+            response = await self._answer(handler, Call(scope, headers, receive=receive))
             await response(scope, receive, send)
             return
         check_site(headers)
         body = Body(receive, self._intake, self._limits)
         try:
             content = await body.read(headers)
-            response = await self._answer(handler, Call(scope, headers, content))
+            response = await self._answer(handler, Call(scope, headers, content, receive))
         except Problem as problem:
             await refuse(problem, body, send)
         except ClientGone:

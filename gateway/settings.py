@@ -440,6 +440,79 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = WEEK
 
+    services: Annotated[
+        str,
+        _text(
+            "Services that clients can hand requests in for, `reports,mail`; empty is none.",
+            "Requests cost nothing where nobody uses them.",
+        ),
+    ] = ""
+    request_bytes: Annotated[
+        int,
+        _bytes(
+            "Largest body of a request.",
+            "Larger things belong in a store; send their URL.",
+            1,
+            GIB,
+        ),
+    ] = 256 * KIB
+    request_result_bytes: Annotated[
+        int,
+        _bytes("Largest result of a request, and largest progress.", "As for what is handed in.", 1, GIB),
+    ] = 256 * KIB
+    request_queue: Annotated[
+        int,
+        _count(
+            "Most unfinished requests of one service; beyond it a client is answered 429.",
+            "An hour of work for three workers that take a second each.",
+            1,
+            10_000_000,
+        ),
+    ] = 10_000
+    request_ttl: Annotated[
+        float,
+        _seconds(
+            "Time in which a request has to be done, unless its client says otherwise.",
+            "Whoever waits longer than a day has asked again.",
+            1,
+        ),
+    ] = DAY
+    request_keep: Annotated[
+        float,
+        _seconds(
+            "Time for which a finished request and its result can be asked for.",
+            "A phone that was out of reach for a while finds its result.",
+            1,
+        ),
+    ] = 3600
+    request_tries: Annotated[
+        int,
+        _count(
+            "How often a request may fail before nobody tries it any more.",
+            "What fails five times in a row fails for a reason of its own.",
+            1,
+            1000,
+        ),
+    ] = 5
+    request_backoff: Annotated[
+        float,
+        _seconds(
+            "Time before the second try of a request, at most; doubled for each that follows.",
+            "A restart of what the worker needs is over by the third.",
+            0,
+            DAY,
+        ),
+    ] = 1
+    request_lease: Annotated[
+        float,
+        _seconds(
+            "Time after which a worker that is not heard of has its requests given to others.",
+            "Workers report three times as often.",
+            1,
+            DAY,
+        ),
+    ] = 30
+
     drain_seconds: Annotated[
         float,
         _seconds(
@@ -465,6 +538,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.store:
             _check_store(self.store)
         _check_guard(self)
+        _check_services(self.services)
 
     @property
     def data_folder(self) -> Path | None:
@@ -606,6 +680,16 @@ def _check_guard(settings: Settings) -> None:
             raise SettingsError(name, str(error)) from None
 
 
+def _check_services(text: str) -> None:
+    """Refuse services with names that cannot be."""
+    from gateway.requests.options import services_of  # noqa: PLC0415  (it needs what is here for its types)
+
+    try:
+        services_of(text)
+    except ValueError as error:
+        raise SettingsError("services", str(error)) from None
+
+
 MAX_NAME_BYTES: Final = 250
 """A short string of AMQP has 255; the queue of the dead letters has five more than the exchange."""
 
@@ -644,6 +728,26 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
         "workers",
         lambda s: s.workers > 1 and not s.backbone,
         "{value} processes cannot share the embedded log, which has one writer: give a --backbone",
+    ),
+    (
+        "services",
+        lambda s: s.services != "" and s.backbone != "",
+        "requests need the embedded log: on a broker they are not there yet",
+    ),
+    (
+        "request_bytes",
+        lambda s: s.request_bytes + 1024 > s.max_event_bytes,
+        "a request has to fit into an event, with 1 KiB to spare: max_event_bytes is less",
+    ),
+    (
+        "request_result_bytes",
+        lambda s: s.request_result_bytes + 1024 > s.max_event_bytes,
+        "a result has to fit into an event, with 1 KiB to spare: max_event_bytes is less",
+    ),
+    (
+        "request_ttl",
+        lambda s: s.services != "" and 0 < s.retention_seconds < s.request_ttl + s.request_keep,
+        "with request_keep it is longer than retention_seconds, for which requests are in the log",
     ),
     ("data", lambda s: s.data == "", "empty is no folder; give a path, or memory: to keep nothing"),
 )

@@ -17,14 +17,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.intake import Intake
-from gateway.mint import Mint, random_prefix
+from gateway.mint import Mint, now_ms, random_prefix
 from gateway.operate import json_response
 from gateway.pages import read_limit, read_page, write_page
 from gateway.problems import Problem
 from gateway.resources import BodyLimits, Call, Handler, Resource
 from gateway.settings import Settings
 from gateway.webhooks_deliveries import Deliveries
-from gateway.webhooks_found import check_match, check_open, etag, find_endpoint, missing, now_ms, read
+from gateway.webhooks_found import check_match, check_open, etag, find_endpoint, missing, read
 from gateway.webhooks_keys import KeySet
 from gateway.webhooks_shown import shown_endpoint, shown_secret
 from webhooks import records

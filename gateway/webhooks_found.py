@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-import time
 
+from gateway.mint import now_ms
 from gateway.problems import Problem
 from gateway.resources import Call
 from webhooks import records
@@ -12,11 +12,6 @@ from webhooks.endpoint import REMEDIES, Endpoint
 from webhooks.records import Status
 from webhooks.store import Store
 from webhooks.stored import endpoint_id, endpoint_name, loaded
-
-
-def now_ms() -> int:
-    """Return milliseconds since the Unix epoch."""
-    return int(time.time() * 1000)
 
 
 def read(row: records.Endpoint) -> Endpoint:

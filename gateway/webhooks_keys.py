@@ -12,8 +12,9 @@ from typing import Final
 
 from starlette.responses import Response
 
+from gateway.mint import now_ms
 from gateway.resources import Call
-from gateway.webhooks_found import now_ms, read
+from gateway.webhooks_found import read
 from webhooks.keys import Key, jwks
 from webhooks.records import Endpoint, Status
 from webhooks.signature import Ed25519Secret, Secret

@@ -1,0 +1,324 @@
+"""
+Requests as a gateway has them: the book, filled from the log and kept up with it, and what clients can ask.
+
+    submit ──▶ event on requests.<token> ──▶ log ──▶ book ──▶ queue ──▶ lease ──▶ worker
+    status ◀── book and log                   ▲                                    │
+                                              └──────── running, done, failed ─────┘
+
+Every change goes through the intake, like any event: when it is answered it is durable, and in the book.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import UNSET, Raw
+from msgspec.json import encode
+
+from fanout.event import Event
+from fanout.window import Window
+from gateway.intake import Intake
+from gateway.log import Log, LogError
+from gateway.mint import Mint, now_ms
+from gateway.problems import Problem
+from gateway.requests.book import Book, Request, digest_of
+from gateway.requests.changes import TOPICS, TYPE, Change, State, change_of, moment_of, new_token
+from gateway.requests.leasing import Leasing, over
+from gateway.requests.options import Options
+
+log = logging.getLogger(__name__)
+
+READ_BYTES: Final = 1 << 20
+"""How much of the log is read at a time when the book is filled."""
+
+SWEEP_SECONDS: Final = 0.2
+"""How often it is looked what time has brought: what is due, lapsed, expired, forgotten."""
+
+RETRY_FILL: Final = 1.0
+"""Seconds after which a log that could not be read is tried again."""
+
+BUSY_SECONDS: Final = 5.0
+"""What a client waits before it asks a full service again."""
+
+
+class Requests:
+    """
+    All requests of one gateway.
+
+    Args:
+        intake: where changes go.
+        mint: makes their events.
+        log: where they are read again.
+        window: its recent part.
+        options: bounds.
+    """
+
+    def __init__(self, intake: Intake, mint: Mint, log: Log, window: Window, options: Options) -> None:
+        self.options = options
+        self.book = Book(round(options.keep * 1000))
+        self.leasing = Leasing(self.book, options, self._publish, self._data)
+        self.ready = False
+        self.refused = 0  # calls that were answered 429
+        self._intake = intake
+        self._mint = mint
+        self._log = log
+        self._window = window
+        self._early: list[Event] = []
+        self._waiters: dict[str, set[asyncio.Future[None]]] = {}
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    def take(self, batch: list[Event]) -> None:
+        """Take the next events of the log. On the way of every event, so it does little."""
+        for event in batch:
+            if event.topic.startswith(TOPICS):
+                if self.ready:
+                    self._apply(event)
+                else:
+                    self._early.append(event)
+
+    async def run(self) -> None:
+        """Fill the book, then look after time; until cancelled."""
+        await self._fill()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = now_ms()
+            try:
+                await self.leasing.sweep(now)
+                expired = [
+                    (each.token, over(each, "expired", "it was not done in time"))
+                    for each in self.book.sweep(now)
+                ]
+                await self._publish(expired)
+            except Problem as problem:
+                log.debug("requests.waiting", extra={"why": problem.detail})
+
+    def drain(self) -> None:
+        """Let nobody wait any more."""
+        self.leasing.drain()
+        for token in list(self._waiters):
+            self._wake(token)
+
+    async def _fill(self) -> None:
+        """Read the log from as far back as requests live, then go on with what came meanwhile."""
+        back = round((self.options.ttl + self.options.keep) * 1000)
+        begun = time.monotonic()
+        position = 0
+        while True:
+            try:
+                position = await self._log.find_time(now_ms() - back)
+                while events := await self._log.read(position, READ_BYTES):
+                    position = events[-1].position
+                    for event in events:
+                        if event.topic.startswith(TOPICS):
+                            self.book.apply(event)
+                    await asyncio.sleep(0)
+                break
+            except LogError as error:
+                log.warning("requests.unread", extra={"why": str(error)})
+                self.book.restart()
+                await asyncio.sleep(RETRY_FILL)
+        early, self._early = self._early, []
+        for event in early:
+            if event.position > position:
+                self.book.apply(event)
+        self.ready = True
+        for request in self.book:
+            self.leasing.changed(request)
+        if len(self.book):
+            seconds = round(time.monotonic() - begun, 1)
+            log.info("requests.read", extra={"known": len(self.book), "seconds": seconds})
+
+    def _apply(self, event: Event) -> None:
+        request = self.book.apply(event)
+        if request is not None:
+            self.leasing.changed(request)
+            self._wake(request.token)
+
+    # --- asked by clients -----------------------------------------------------------------------------------
+
+    async def submit(
+        self, service: str, data: Raw | None, base64: Raw | None, key: str | None, ttl: float | None
+    ) -> tuple[Request, str]:
+        """
+        Hand in a request; return it with a cursor behind which its changes come.
+
+        Args:
+            service: who is asked.
+            data: JSON for the worker.
+            base64: instead of it, a JSON string.
+            key: the same for repeats of one call, which are one request then; None if there are none.
+            ttl: seconds in which it has to be done; None for the usual.
+
+        Raises:
+            Problem: 429, the service has too many; 422, the key was used for other data; 413, 503.
+        """
+        self.check_ready()
+        change = Change(
+            state=State.QUEUED,
+            service=service,
+            expires=moment_of(now_ms() + round((self.options.ttl if ttl is None else ttl) * 1000)),
+            data=UNSET if data is None else data,
+            data_base64=UNSET if base64 is None else base64,
+        )
+        if key is not None and (known := self.book.by_key(key)) is not None:
+            return self._repeated(known, change)
+        if self.book.unfinished[service] >= self.options.max_unfinished:
+            self.refused += 1
+            detail = f"the service {service} has {self.options.max_unfinished} unfinished requests already"
+            raise Problem(429, detail, retry_after=BUSY_SECONDS)
+        token = new_token()
+        await self._write([(token, change)], key)
+        request = self.book.get(token)
+        if request is None and key is not None:
+            known = self.book.by_key(key)
+            if known is None:
+                raise Problem(409, "that idempotency key was used not long ago, and its request is over")
+            return self._repeated(known, change)
+        if request is None:
+            raise Problem(503, "the request is durable, but not known here yet", retry_after=1)
+        return request, self.before(request)
+
+    def _repeated(self, request: Request, change: Change) -> tuple[Request, str]:
+        if request.service != change.service or request.digest != digest_of(change):
+            raise Problem(422, "that idempotency key was used for another request")
+        return request, self.before(request)
+
+    def before(self, request: Request) -> str:
+        """Return a cursor behind which all changes of a request come."""
+        return self._window.cursor(request.begun - 1)
+
+    def find(self, token: str) -> Request:
+        """
+        Return a request by its token.
+
+        Raises:
+            Problem: 404; it does not tell whether there ever was one.
+        """
+        self.check_ready()
+        request = self.book.get(token)
+        if request is None:
+            raise Problem(404, "there is no such request, or it is over for long")
+        return request
+
+    async def wait(
+        self, request: Request, since: int | None, seconds: float, gone: asyncio.Future[None]
+    ) -> None:
+        """
+        Wait until a request is finished, or, with `since`, has changed behind that position; or until the
+        time is over, or nobody waits any more.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while not (request.state.final if since is None else request.latest != since):
+            left = deadline - loop.time()
+            if left <= 0 or self.leasing.draining or gone.done():
+                return
+            woken: asyncio.Future[None] = loop.create_future()
+            waiters = self._waiters.setdefault(request.token, set())
+            waiters.add(woken)
+            try:
+                await asyncio.wait((woken, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiters.discard(woken)
+                if not waiters and self._waiters.get(request.token) is waiters:
+                    del self._waiters[request.token]
+
+    async def cancel(self, request: Request) -> None:
+        """
+        Take a request back.
+
+        Raises:
+            Problem: 409, it is done or has failed.
+        """
+        if not request.state.final:
+            change = Change(
+                state=State.CANCELLED,
+                service=request.service,
+                attempt=request.attempt,
+                failures=request.failures,
+            )
+            await self._publish([(request.token, change)])
+        if request.state is not State.CANCELLED:
+            raise Problem(409, f"the request is {request.state.value}: there is nothing left to cancel")
+
+    async def retry(self, request: Request) -> None:
+        """
+        Have a failed request tried again, as if it had just been handed in.
+
+        Raises:
+            Problem: 409, it has not failed; 410, what was handed in is not there any more.
+        """
+        if request.state is not State.FAILED:
+            raise Problem(
+                409, f"the request is {request.state.value}, and only what has failed is tried again"
+            )
+        if await self._data(request) is None:
+            raise Problem(410, "what was handed in has left the log")
+        expires = moment_of(now_ms() + round(self.options.ttl * 1000))
+        change = Change(
+            state=State.QUEUED,
+            service=request.service,
+            attempt=request.attempt,
+            expires=expires,
+            retry=True,
+        )
+        await self._publish([(request.token, change)])
+
+    async def newest(self, request: Request) -> Change | None:
+        """
+        Return the newest change of a request; None if it has left the log.
+
+        Raises:
+            Problem: 503, the log cannot be read.
+        """
+        return await self._change_at(request.latest)
+
+    def check_ready(self) -> None:
+        """
+        Check that the book is filled.
+
+        Raises:
+            Problem: 503, it is not.
+        """
+        if not self.ready:
+            raise Problem(503, "the requests are being read from the log", retry_after=1)
+
+    # --- the log --------------------------------------------------------------------------------------------
+
+    async def _publish(self, changes: Sequence[tuple[str, Change]]) -> None:
+        if changes:
+            await self._write(changes, None)
+
+    async def _write(self, changes: Sequence[tuple[str, Change]], key: str | None) -> None:
+        """Write changes into the log; they are in the book when this returns."""
+        now = self._intake.now()
+        events = [
+            self._mint.event(now, f"{TOPICS}{token}", encode(change), key, TYPE, token)
+            for token, change in changes
+        ]
+        await self._intake.publish(events)
+
+    async def _data(self, request: Request) -> Change | None:
+        return await self._change_at(request.begun)
+
+    async def _change_at(self, position: int) -> Change | None:
+        if position > self._window.floor:
+            found = self._window.after(position - 1, 1, 1)
+        else:
+            try:
+                found = await self._log.read(position - 1, 1)
+            except LogError as error:
+                raise Problem(503, error.told, retry_after=error.retry_after) from None
+        if not found or found[0].position != position:
+            return None
+        return change_of(found[0])
+
+    def _wake(self, token: str) -> None:
+        for woken in self._waiters.pop(token, ()):
+            if not woken.done():
+                woken.set_result(None)
