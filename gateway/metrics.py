@@ -34,6 +34,7 @@ class Collector:
         yield from self._connections()
         yield from self._intake()
         yield from self._webhooks()
+        yield from self._requests()
         yield from self._worker()
 
     def _log(self) -> Iterator[Metric]:
@@ -106,6 +107,43 @@ class Collector:
             "sluice_publish_unavailable",
             "Publish calls that failed because the log could not store.",
             intake.unavailable,
+        )
+
+    def _requests(self) -> Iterator[Metric]:
+        requests = self._gateway.requests
+        if requests is None:
+            return
+        leasing, book = requests.leasing, requests.book
+        unfinished = GaugeMetricFamily(
+            "sluice_requests_unfinished", "Requests that wait or run.", labels=["service"]
+        )
+        waiting = GaugeMetricFamily(
+            "sluice_requests_waiting_workers", "Workers that wait for requests.", labels=["service"]
+        )
+        for service in requests.options.services:
+            unfinished.add_metric([service], book.unfinished[service])
+            waiting.add_metric([service], leasing.waiting(service))
+        yield unfinished
+        yield waiting
+        yield GaugeMetricFamily("sluice_requests_leases", "Requests that a worker has.", len(leasing.leases))
+        yield GaugeMetricFamily(
+            "sluice_requests_known", "Requests that are unfinished, or were finished lately.", len(book)
+        )
+        ended = CounterMetricFamily(
+            "sluice_requests_ended",
+            "Requests that ended, by service and outcome.",
+            labels=["service", "outcome"],
+        )
+        for (service, outcome), number in book.ended.items():
+            ended.add_metric([service, outcome], number)
+        yield ended
+        yield CounterMetricFamily(
+            "sluice_requests_lapsed", "Leases whose worker was not heard of.", leasing.lapsed
+        )
+        yield CounterMetricFamily(
+            "sluice_requests_refused",
+            "Requests refused because their service has too many.",
+            requests.refused,
         )
 
     def _webhooks(self) -> Iterator[Metric]:

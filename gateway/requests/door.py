@@ -43,7 +43,7 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
 class Progress(msgspec.Struct, forbid_unknown_fields=True):
     """What a worker says that is at work."""
 
-    progress: msgspec.Raw | None = None
+    progress: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Result(msgspec.Struct, forbid_unknown_fields=True):

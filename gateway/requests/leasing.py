@@ -156,20 +156,19 @@ class Leasing:
                 return leased
             await self._wait(service, left, gone)
 
-    async def progress(self, id: str, progress: Raw | None) -> Lease:
+    async def progress(self, id: str, progress: Raw) -> None:
         """
-        Note that a worker is at work, and what it says of it.
+        Note that a worker is at work, and what it says of it; empty if nothing.
 
         Raises:
             Problem: 404, there is no such lease; 413, 503.
         """
         lease = self._find(id)
         lease.until = self._later()
-        if progress is not None:
+        if bytes(progress):
             self._check_size(progress, "progress")
             change = self._change(lease, State.RUNNING, progress=progress)
             await self._publish([(lease.request.token, change)])
-        return lease
 
     async def complete(self, id: str, result: Raw) -> None:
         """
