@@ -174,7 +174,7 @@ class Runtime:
             self.failed += 1
             taken = await self._source.fail(job, reason, detail, again=again)
         if not taken:
-            log.warning("worker.late", extra={"token": job.token, "attempt": job.attempt})
+            log.warning("worker.untaken", extra={"token": job.token, "attempt": job.attempt})
 
     async def _call(self, request: Request) -> bytes:
         """Call the handler; return its result as JSON."""
