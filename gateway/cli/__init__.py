@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "publish": "Publish one event, or one from each line of the input.",
     "tail": "Print events as they come, across restarts of the gateway.",
     "webhooks": "Have events sent to URLs, and see what became of them.",
+    "requests": "See what was handed in for workers, and have it tried again.",
     "worker": "Run a handler for the requests of a service.",
     "check": "Try the settings, the data folder, and the log or the broker, and say what was found.",
 }

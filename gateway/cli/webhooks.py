@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -14,10 +13,10 @@ import click
 import msgspec
 
 from gateway.api_client import ApiClient
+from gateway.cli.asking import asking, limit_flag, print_json, print_table
 from gateway.cli.ending import CANNOT, Unusable
-from gateway.cli.options import read_time, url_flag
+from gateway.cli.options import read_time
 from gateway.cli.tables import plain, short_time, table
-from gateway.client import ClientError
 from gateway.units import parse_seconds
 
 WEBHOOKS: Final = "/v1/webhooks"
@@ -34,20 +33,8 @@ def webhooks() -> None:
 
 
 def _command(name: str) -> Callable[[Callable[..., int]], click.Command]:
-    """Make a command of a function: it gets the gateway, and whether JSON is wanted, beside its own flags."""
-
-    def decorate(function: Callable[..., int]) -> click.Command:
-        @wraps(function)
-        def run(url: str, **flags: Any) -> int:
-            try:
-                return function(ApiClient(url), **flags)
-            except ClientError as error:
-                raise Unusable(str(error)) from None
-
-        flagged = click.option("as_json", "--json", is_flag=True, help="Print JSON, one object a line.")(run)
-        return webhooks.command(name)(url_flag(flagged))
-
-    return decorate
+    """Make a command of a function; see `asking`."""
+    return asking(webhooks, name)
 
 
 def _overlap(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
@@ -66,7 +53,7 @@ def list_(api: ApiClient, *, as_json: bool) -> int:
     """List all webhooks."""
     found = list(api.entries(WEBHOOKS, "webhooks"))
     rows = ([each["id"], each["state"], each["topics"], each["url"], each["description"]] for each in found)
-    return _print(found, ("WEBHOOK", "STATE", "TOPICS", "URL", "DESCRIPTION"), rows, as_json=as_json)
+    return print_table(found, ("WEBHOOK", "STATE", "TOPICS", "URL", "DESCRIPTION"), rows, as_json=as_json)
 
 
 @_command("add")
@@ -107,7 +94,7 @@ def add(
     description = {name: value for name, value in given.items() if value not in (None, (), {})}
     created = api.ask("POST", WEBHOOKS, {"url": target, "topics": topics, **description})
     if as_json:
-        return _print_json([created])
+        return print_json([created])
     click.echo(created["id"])
     return _print_secret(created)
 
@@ -118,7 +105,7 @@ def show(api: ApiClient, webhook: str, *, as_json: bool) -> int:
     """Show all about one webhook."""
     found = api.ask("GET", _path(webhook))
     if as_json:
-        return _print_json([found])
+        return print_json([found])
     health = found.pop("health")
     found["keys"] = [f"{key['scheme']} {key.get('public_key', '')}".strip() for key in found["keys"]]
     click.echo(
@@ -164,7 +151,7 @@ def rotate(api: ApiClient, webhook: str, *, scheme: str | None, overlap: float |
     given = {"scheme": scheme, "overlap": overlap}
     members = {name: value for name, value in given.items() if value is not None}
     rotated = api.ask("POST", _path(webhook, "/secret:rotate"), members)
-    return _print_json([rotated]) if as_json else _print_secret(rotated)
+    return print_json([rotated]) if as_json else _print_secret(rotated)
 
 
 @_command("remove")
@@ -172,7 +159,7 @@ def rotate(api: ApiClient, webhook: str, *, scheme: str | None, overlap: float |
 def remove(api: ApiClient, webhook: str, *, as_json: bool) -> int:
     """Remove a webhook, with its deliveries."""
     api.ask("DELETE", _path(webhook))
-    return _print_json([{"id": webhook, "removed": True}]) if as_json else 0
+    return print_json([{"id": webhook, "removed": True}]) if as_json else 0
 
 
 # --- deliveries
@@ -194,7 +181,7 @@ def test(api: ApiClient, webhook: str, *, data: str | None, wait: float, as_json
         delivery = api.ask("GET", f"{DELIVERIES}/{delivery['id']}")
     attempts = list(api.entries(f"{DELIVERIES}/{delivery['id']}/attempts", "attempts", 1))
     if as_json:
-        _print_json([{**delivery, "last_attempt": attempts[0] if attempts else None}])
+        print_json([{**delivery, "last_attempt": attempts[0] if attempts else None}])
     else:
         click.echo(f"{delivery['id']} {_outcome(delivery, attempts)}")
     return 0 if delivery["state"] == "delivered" else CANNOT
@@ -214,14 +201,7 @@ def _outcome(delivery: dict[str, Any], attempts: list[dict[str, Any]]) -> str:
 @_command("deliveries")
 @webhook_argument
 @click.option("--state", metavar="STATE", help="Only those: pending, delivered, failed, expired or held.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="At most so many.",
-)
+@limit_flag
 def deliveries(api: ApiClient, webhook: str, *, state: str | None, limit: int, as_json: bool) -> int:
     """List what is, was or will be sent, the newest events first."""
     query = {} if state is None else {"state": state}
@@ -238,19 +218,12 @@ def deliveries(api: ApiClient, webhook: str, *, state: str | None, limit: int, a
         for each in found
     )
     titles = ("DELIVERY", "STATE", "TOPIC", "EVENT OF", "ATTEMPTS", "NEXT")
-    return _print(found, titles, rows, as_json=as_json)
+    return print_table(found, titles, rows, as_json=as_json)
 
 
 @_command("attempts")
 @click.argument("delivery", metavar="DELIVERY")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="At most so many.",
-)
+@limit_flag
 def attempts(api: ApiClient, delivery: str, *, limit: int, as_json: bool) -> int:
     """List the attempts of a delivery, the last one first."""
     found = list(api.entries(f"{DELIVERIES}/{quote(delivery, safe='')}/attempts", "attempts", limit))
@@ -264,7 +237,7 @@ def attempts(api: ApiClient, delivery: str, *, limit: int, as_json: bool) -> int
         ]
         for each in found
     )
-    return _print(found, ("ATTEMPT", "TIME", "RESULT", "TOOK", "RESPONSE"), rows, as_json=as_json)
+    return print_table(found, ("ATTEMPT", "TIME", "RESULT", "TOOK", "RESPONSE"), rows, as_json=as_json)
 
 
 def _said(attempt: dict[str, Any]) -> str:
@@ -278,7 +251,7 @@ def retry(api: ApiClient, deliveries: tuple[str, ...], *, as_json: bool) -> int:
     for each in deliveries:
         found = api.ask("POST", f"{DELIVERIES}/{quote(each, safe='')}:retry")
         if as_json:
-            _print_json([found])
+            print_json([found])
         else:
             click.echo(f"{found['id']} is {found['state']}")
     return 0
@@ -309,7 +282,7 @@ def jobs(api: ApiClient, webhook: str, *, as_json: bool) -> int:
     """List what is done to many deliveries, and how far it is."""
     found = api.ask("GET", _path(webhook, "/jobs"))["jobs"]
     rows = ([each["id"], each["task"], each["state"], each["deliveries"]] for each in found)
-    return _print(found, ("JOB", "TASK", "STATE", "DELIVERIES"), rows, as_json=as_json)
+    return print_table(found, ("JOB", "TASK", "STATE", "DELIVERIES"), rows, as_json=as_json)
 
 
 # --- reading flags
@@ -359,29 +332,16 @@ def _when(text: str) -> str:
 # --- printing
 
 
-def _print(found: list[Any], titles: tuple[str, ...], rows: Iterable[list[Any]], *, as_json: bool) -> int:
-    if as_json:
-        return _print_json(found)
-    click.echo(table(titles, rows))
-    return 0
-
-
-def _print_json(found: Iterable[Any]) -> int:
-    for each in found:
-        click.echo(msgspec.json.encode(each))
-    return 0
-
-
 def _print_state(found: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
-        return _print_json([found])
+        return print_json([found])
     click.echo(f"{found['id']} is {found['state']}")
     return 0
 
 
 def _print_job(job: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
-        return _print_json([job])
+        return print_json([job])
     click.echo(f"{job['id']} is {job['state']}: {job['deliveries']} deliveries")
     return 0
 

@@ -1,0 +1,66 @@
+"""Commands that ask a gateway over its API: how they are made, and how they print what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any
+
+import click
+import msgspec
+
+from gateway.api_client import ApiClient
+from gateway.cli.ending import Unusable
+from gateway.cli.options import url_flag
+from gateway.cli.tables import table
+from gateway.client import ClientError
+
+
+def asking(group: click.Group, name: str) -> Callable[[Callable[..., int]], click.Command]:
+    """
+    Make a command of a function: it gets the gateway, and whether JSON is wanted, beside its own flags.
+
+    Args:
+        group: the commands it is one of.
+        name: its name among them.
+    """
+
+    def decorate(function: Callable[..., int]) -> click.Command:
+        @wraps(function)
+        def run(url: str, **flags: Any) -> int:
+            try:
+                return function(ApiClient(url), **flags)
+            except ClientError as error:
+                raise Unusable(str(error)) from None
+
+        flagged = click.option("as_json", "--json", is_flag=True, help="Print JSON, one object a line.")(run)
+        return group.command(name)(url_flag(flagged))
+
+    return decorate
+
+
+limit_flag = click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="At most so many.",
+)
+
+
+def print_table(
+    found: list[Any], titles: tuple[str, ...], rows: Iterable[list[Any]], *, as_json: bool
+) -> int:
+    """Print what was found, as a table or as JSON; return the exit code."""
+    if as_json:
+        return print_json(found)
+    click.echo(table(titles, rows))
+    return 0
+
+
+def print_json(found: Iterable[Any]) -> int:
+    """Print JSON, one object a line; return the exit code."""
+    for each in found:
+        click.echo(msgspec.json.encode(each))
+    return 0
