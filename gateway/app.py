@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
@@ -30,6 +32,8 @@ from gateway.feeder import Feeder
 from gateway.files import room_for_connections
 from gateway.intake import Intake
 from gateway.keepalive import Keepalive
+from gateway.members.replicas import GROUP, Replicas
+from gateway.members.wire import Facts
 from gateway.mint import Mint, random_prefix
 from gateway.operate import Operate
 from gateway.polling import Poller
@@ -54,6 +58,9 @@ if TYPE_CHECKING:
     from gateway.postgres.database import Database
     from gateway.stream_log import StreamLog
     from gateway.workers.worker import Worker
+
+LEAVE_SECONDS: Final = 2.0
+"""How long saying goodbye to the other replicas may take; they notice without it."""
 
 OPEN_EARLY: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """What is answered while a start waits for the broker or the store."""
@@ -106,7 +113,8 @@ class Gateway:
         waiting: list[Waiting] = [self.poller]
         if self.requests is not None:
             waiting.append(self.requests)
-        self.drain = Drain(self.streams, waiting, settings.drain_seconds)
+        self.replicas = _replicas(self)
+        self.drain = Drain(self.streams, waiting, settings.drain_seconds, self.replicas.drain)
         self.keepalive = Keepalive(self.streams, settings.heartbeat_seconds, settings.stall_timeout)
         self.webhooks: Webhooks | None = webhooks(self) if settings.webhooks else None
         self.tasks = asyncio.TaskGroup()
@@ -204,9 +212,15 @@ class Gateway:
             running = [self.feeder.run(), self.keepalive.run()]
             if self.requests is not None:
                 running.append(self.requests.run())
+            member = self.replicas.member
+            taking_part = None if member is None else self.tasks.create_task(member.run())
             helpers = [self.tasks.create_task(each) for each in running]
             ready.set()
             await self._stopping.wait()
+            if member is not None and taking_part is not None:
+                member.leave()
+                await asyncio.wait([taking_part], timeout=LEAVE_SECONDS)
+                taking_part.cancel()
             for task in helpers:
                 task.cancel()
 
@@ -322,6 +336,25 @@ class Events:
             await self._subscribe(scope, receive, send)
         else:
             raise method_not_allowed("GET", "HEAD", "POST")
+
+
+def _replicas(gateway: Gateway) -> Replicas:
+    """Return what a gateway knows of the replicas it shares a stream with; alone it is the only one."""
+    settings, worker = gateway.settings, gateway.worker
+    name = settings.name or f"{socket.gethostname()}:{settings.port}"
+    if worker is not None:
+        name = f"{name}/{worker.index}"
+
+    def facts() -> Facts:
+        return Facts(settings.advertise.rstrip("/"), version("sluicegate"), len(gateway.streams.sinks))
+
+    if not settings.backbone:
+        return Replicas(name, facts, None)
+    from gateway.backbone import address  # noqa: PLC0415  (nobody else pays for it)
+    from gateway.members.member import Member  # noqa: PLC0415
+
+    member = Member(address(settings), settings.stream, GROUP, name, facts, observe=True)
+    return Replicas(name, facts, member)
 
 
 def _requests(gateway: Gateway) -> Requests:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from fanout.closing import DRAINING
@@ -37,13 +37,17 @@ class Drain:
         streams: whose connections are sent away.
         waiting: those who have somebody wait for an answer, which is given now.
         seconds: over how long the connections are spread; 0 sends all at once.
+        begins: called first.
     """
 
-    def __init__(self, streams: Streams, waiting: Sequence[Waiting], seconds: float) -> None:
+    def __init__(
+        self, streams: Streams, waiting: Sequence[Waiting], seconds: float, begins: Callable[[], None]
+    ) -> None:
         self.draining = False
         self._streams = streams
         self._waiting = waiting
         self._seconds = seconds
+        self._begins = begins
 
     async def __call__(self, *, hurried: bool = False) -> None:
         """
@@ -53,6 +57,7 @@ class Drain:
         the replica is not ready before the port is closed. `hurried` sends all away at once.
         """
         self.draining = self._streams.draining = True
+        self._begins()
         sinks = list(self._streams.sinks)
         random.shuffle(sinks)
         waves = 1 if hurried or not sinks else WAVES

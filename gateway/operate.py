@@ -12,7 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import metrics, pages
+from gateway.members.replicas import MAX_KEY
 from gateway.problems import Problem
+from gateway.query import read_query
 
 if TYPE_CHECKING:
     from fanout.connection import Connection
@@ -42,6 +44,8 @@ class Operate:
             Route("/v1/connections", self.connections),
             Route("/v1/connections/{name}", self.connection),
             Route("/v1/topics", self.topics),
+            Route("/v1/replicas", self.replicas),
+            Route("/v1/route", self.route),
         ]
 
     async def healthz(self, _request: Request) -> Response:
@@ -89,6 +93,26 @@ class Operate:
                 "subscriptions": [
                     {"pattern": pattern, "connections": number} for pattern, number in patterns
                 ],
+            }
+        )
+
+    async def replicas(self, _request: Request) -> Response:
+        """Return the replicas that share the stream, with the part of all keys that each owns."""
+        return json_response(self._gateway.replicas.shown())
+
+    async def route(self, request: Request) -> Response:
+        """Return the replica that the clients of a key belong to."""
+        key = read_query(request.url.query.encode(), ("key",)).get("key", "")
+        if not 1 <= len(key) <= MAX_KEY:
+            raise Problem(422, f"say which key: ?key= with 1 to {MAX_KEY} characters")
+        route = self._gateway.replicas.route(key)
+        return json_response(
+            {
+                "key": key,
+                "bucket": route.bucket,
+                "owner": route.owner,
+                "url": route.url or None,
+                "ranks": route.ranks,
             }
         )
 

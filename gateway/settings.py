@@ -193,6 +193,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             64,
         ),
     ] = 1
+    name: Annotated[
+        str,
+        _text(
+            "Name of this replica among those on its stream, the same after a restart; empty is host and "
+            "port.",
+            "What it owned before a restart is its own again.",
+        ),
+    ] = ""
+    advertise: Annotated[
+        str,
+        _text(
+            "URL under which clients reach this very replica, and not another behind the same load balancer; "
+            "empty is none.",
+            "Only you know what is in between.",
+        ),
+    ] = ""
     insecure: Annotated[
         bool,
         _flag(
@@ -748,6 +764,16 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
         "request_ttl",
         lambda s: s.services != "" and 0 < s.retention_seconds < s.request_ttl + s.request_keep,
         "with request_keep it is longer than retention_seconds, for which requests are in the log",
+    ),
+    (
+        "name",
+        lambda s: len(s.name.encode()) > 100 or s.name != s.name.strip(),
+        "a name has at most 100 bytes, and no space at its ends",
+    ),
+    (
+        "advertise",
+        lambda s: s.advertise != "" and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", s.advertise),
+        "{value!r} is no address like https://push-1.example.com, without query or password",
     ),
     ("data", lambda s: s.data == "", "empty is no folder; give a path, or memory: to keep nothing"),
 )

@@ -112,7 +112,7 @@ async def declare(
     where = f"the broker at {address.name(host)}"
     try:
         async with asyncio.timeout(2 * OPEN_SECONDS):
-            connection = await _connect(address, at or host)
+            connection = await connect(address, at or host, "sluicegate topology")
             try:
                 await _declare(connection, topology)
             finally:
@@ -123,7 +123,15 @@ async def declare(
         raise LinkError(f"{where}: {_text(error)}") from None
 
 
-async def _connect(address: Address, at: tuple[str, int]) -> AbstractConnection:
+async def connect(address: Address, at: tuple[str, int], name: str) -> AbstractConnection:
+    """
+    Return a connection of aio-pika's, for what is slow; it does not come back by itself.
+
+    Args:
+        address: where and who.
+        at: which of its hosts, or the very address of one.
+        name: the name under which operators of the broker see it.
+    """
     return await aio_pika.connect(
         host=at[0],
         port=at[1],
@@ -132,7 +140,7 @@ async def _connect(address: Address, at: tuple[str, int]) -> AbstractConnection:
         virtualhost=address.vhost,
         ssl=address.tls,
         ssl_context=await asyncio.to_thread(tls.context, address) if address.tls else None,
-        client_properties={"connection_name": "sluicegate topology"},
+        client_properties={"connection_name": name},
         timeout=OPEN_SECONDS,
         heartbeat=HEARTBEAT_SECONDS,
     )

@@ -1,0 +1,1 @@
+"""Members: the processes that share work, which of them owns what, and how they hear of each other."""
