@@ -21,17 +21,22 @@ class CloseReason:
         code: the WebSocket close code.
         detail: a sentence for the client.
         reconnect: whether it should come back.
+        url: of the gateway where it should; empty is where it was.
     """
 
     name: str
     code: int
     detail: str
     reconnect: bool
+    url: str = ""
 
 
 CLIENT_LEFT: Final = CloseReason("client_left", 1000, "the client closed the connection", reconnect=False)
 DRAINING: Final = CloseReason(
     "draining", 1012, "this replica is going away; reconnect with your cursor", reconnect=True
+)
+MOVED: Final = CloseReason(
+    "moved", 1012, "this client belongs to another replica; reconnect there, with your cursor", reconnect=True
 )
 FELL_BEHIND: Final = CloseReason(
     "fell_behind", 1013, "the client fell behind; reconnect with your cursor", reconnect=True

@@ -99,6 +99,7 @@ class Connection:
         sink: takes its bytes.
         wire: what its bytes look like.
         overflow: what happens when it falls behind.
+        key: by which it belongs to a replica; None if it belongs nowhere.
     """
 
     __slots__ = (
@@ -107,6 +108,7 @@ class Connection:
         "delivered",
         "fell_behind",
         "gaps",
+        "key",
         "name",
         "overflow",
         "pauses",
@@ -116,8 +118,16 @@ class Connection:
         "wire",
     )
 
-    def __init__(self, name: str, sink: Sink, wire: Wire, overflow: Overflow = Overflow.CATCHUP) -> None:
+    def __init__(
+        self,
+        name: str,
+        sink: Sink,
+        wire: Wire,
+        overflow: Overflow = Overflow.CATCHUP,
+        key: str | None = None,
+    ) -> None:
         self.name = name
+        self.key = key
         self.sink = sink
         self.wire = wire
         self.overflow = overflow

@@ -33,6 +33,7 @@ from gateway.files import room_for_connections
 from gateway.intake import Intake
 from gateway.keepalive import Keepalive
 from gateway.members.replicas import GROUP, Replicas
+from gateway.members.sticky import Sticky
 from gateway.members.wire import Facts
 from gateway.mint import Mint, random_prefix
 from gateway.operate import Operate
@@ -114,6 +115,7 @@ class Gateway:
         if self.requests is not None:
             waiting.append(self.requests)
         self.replicas = _replicas(self)
+        self.sticky = Sticky(self.replicas, self.streams) if settings.sticky == "redirect" else None
         self.drain = Drain(self.streams, waiting, settings.drain_seconds, self.replicas.drain)
         self.keepalive = Keepalive(self.streams, settings.heartbeat_seconds, settings.stall_timeout)
         self.webhooks: Webhooks | None = webhooks(self) if settings.webhooks else None
@@ -212,6 +214,8 @@ class Gateway:
             running = [self.feeder.run(), self.keepalive.run()]
             if self.requests is not None:
                 running.append(self.requests.run())
+            if self.sticky is not None:
+                running.append(self.sticky.run())
             member = self.replicas.member
             taking_part = None if member is None else self.tasks.create_task(member.run())
             helpers = [self.tasks.create_task(each) for each in running]
@@ -278,7 +282,8 @@ class Gateway:
             settings.websocket_deflate,
         )
         events = Events(
-            Subscribe(services, self.poller, self.consumers, limits), PublishEvents(self.intake, settings)
+            Subscribe(services, self.poller, self.consumers, limits, self.sticky),
+            PublishEvents(self.intake, settings),
         )
         routes: list[BaseRoute] = [
             Route("/v1/events", events),
@@ -353,7 +358,11 @@ def _replicas(gateway: Gateway) -> Replicas:
     from gateway.backbone import address  # noqa: PLC0415  (nobody else pays for it)
     from gateway.members.member import Member  # noqa: PLC0415
 
-    member = Member(address(settings), settings.stream, GROUP, name, facts, observe=True)
+    def changed() -> None:
+        if gateway.sticky is not None:
+            gateway.sticky.changed()
+
+    member = Member(address(settings), settings.stream, GROUP, name, facts, changed=changed, observe=True)
     return Replicas(name, facts, member)
 
 

@@ -143,7 +143,7 @@ class AsgiSubscriber:
         """Serve one request until either side ends it."""
         wire = Wire.SSE if request.transport is Transport.SSE else Wire.NDJSON
         sink = AsgiSink(self._streams, wire, self._streams.hub.buffer_bytes)
-        connection = Connection(connection_name(), sink, wire, request.overflow)
+        connection = Connection(connection_name(), sink, wire, request.overflow, request.key)
         try:
             await self._until_aborted(
                 sink, self._served(request, place, sink, connection, scope, receive, send)

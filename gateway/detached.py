@@ -23,6 +23,8 @@ import socket
 import termios
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from fanout.closing import CloseReason
 from fanout.connection import Connection
 from fanout.frames import LAST_CHUNK, Wire, control_frame
@@ -218,6 +220,8 @@ def goodbye(wire: Wire, reason: CloseReason, cursor: str, retry_ms: int) -> byte
     if not reason.reconnect:
         return control_frame(wire, "error", members)
     members += b',"cursor":"%b","after_ms":%d' % (cursor.encode(), retry_ms)
+    if reason.url:
+        members += b',"url":%b' % msgspec.json.encode(reason.url)
     return control_frame(wire, "reconnect", members, cursor=cursor, retry_ms=retry_ms)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from fanout import heartbeat
 from fanout.connection import State
 from webhooks.counters import BOUNDS
 
@@ -35,6 +36,7 @@ class Collector:
         yield from self._intake()
         yield from self._webhooks()
         yield from self._requests()
+        yield from self._replicas()
         yield from self._worker()
 
     def _log(self) -> Iterator[Metric]:
@@ -108,6 +110,34 @@ class Collector:
             "Publish calls that failed because the log could not store.",
             intake.unavailable,
         )
+
+    def _replicas(self) -> Iterator[Metric]:
+        replicas, sticky = self._gateway.replicas, self._gateway.sticky
+        if replicas.member is None:
+            return
+        yield GaugeMetricFamily(
+            "sluice_replicas", "Replicas in the ring.", len(replicas.membership.view.members)
+        )
+        yield GaugeMetricFamily(
+            "sluice_replicas_share", "The part of the keys that is this one's.", replicas.share()
+        )
+        yield GaugeMetricFamily(
+            "sluice_replicas_apart",
+            "Whether this one hears nothing of the others.",
+            replicas.membership.state is heartbeat.State.APART,
+        )
+        yield CounterMetricFamily(
+            "sluice_replicas_odd_messages",
+            "Messages among heartbeats that were none.",
+            replicas.member.passed,
+        )
+        if sticky is not None:
+            yield CounterMetricFamily(
+                "sluice_sticky_sent_on", "Requests that were sent to their owner.", sticky.sent_on
+            )
+            yield CounterMetricFamily(
+                "sluice_sticky_moved", "Connections that moved with the ring.", sticky.moved
+            )
 
     def _requests(self) -> Iterator[Metric]:
         requests = self._gateway.requests

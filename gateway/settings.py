@@ -31,6 +31,7 @@ OWN_VARIABLES: Final = frozenset({"SLUICE_CONFIG", "SLUICE_URL"})
 
 MEMORY: Final = "memory:"
 
+Sticky = Literal["off", "redirect"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -209,6 +210,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Only you know what is in between.",
         ),
     ] = ""
+    sticky: Annotated[
+        Sticky,
+        _text(
+            "What is done with a client that belongs to another replica: off serves it, redirect sends it.",
+            "A load balancer that hashes does it better; without one, redirect needs `advertise` on each.",
+        ),
+    ] = "off"
     insecure: Annotated[
         bool,
         _flag(
@@ -774,6 +782,11 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
         "advertise",
         lambda s: s.advertise != "" and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", s.advertise),
         "{value!r} is no address like https://push-1.example.com, without query or password",
+    ),
+    (
+        "sticky",
+        lambda s: s.sticky == "redirect" and not (s.backbone and s.advertise),
+        "clients are sent to other replicas only on a backbone, and where each has an address to advertise",
     ),
     ("data", lambda s: s.data == "", "empty is no folder; give a path, or memory: to keep nothing"),
 )

@@ -32,6 +32,7 @@ from gateway.amqp.link import (
 )
 from gateway.amqp.properties import PropertiesError, encode, encode_headers
 from gateway.amqp.topology import DEAD_ARGUMENTS, Topology, check_version, refusal
+from gateway.members.member import exchange_of, holders_of
 from gateway.stream_messages import JSON, Received
 from gateway.stream_reading import read_message
 
@@ -90,6 +91,7 @@ async def look(address: Address, topology: Topology) -> Found:
         stream = await _stream(first.link, topology)
         dead = await _dead(first.link, topology)
         await _rights(first.link, topology)
+        await _members(first.link, topology.stream)
         await _publishing(first)
         replicas, bare = await _replicas(links, topology.stream) if stream else ([], [])
         oldest = newest = None
@@ -281,6 +283,24 @@ async def _rights(link: Link, topology: Topology) -> None:
     await _try(link, unbind, f"publishing to the exchange {exchange!r}")
     consume = commands.Basic.Consume(queue=topology.stream)  # without a QoS a stream is never consumed
     await _try(link, consume, f"reading the stream {topology.stream!r}")
+
+
+async def _members(link: Link, stream: str) -> None:
+    """Find out whether this user may take part in the ring of replicas."""
+    exchange, queue = exchange_of(stream), f"{holders_of(stream)}.check.{token_hex(16)}"
+    what = "taking part among the replicas"
+    there = await _is_there(link, commands.Exchange.Declare(exchange=exchange, passive=True)) is not None
+    arguments: dict[str, Any] = {} if there else {"alternate-exchange": 0}
+    declare = commands.Exchange.Declare(
+        exchange=exchange, exchange_type="topic", durable=True, arguments=arguments
+    )
+    await (_step if there else _try)(link, declare, what)
+    kind: dict[str, Any] = {"x-queue-type": "stream"}  # and not durable: never made
+    await _try(link, commands.Queue.Declare(queue=queue, durable=False, arguments=kind), what)
+    await _try(link, commands.Queue.Unbind(queue=queue, exchange=exchange, routing_key=queue), what)
+    unbind = commands.Exchange.Unbind(destination=exchange, source=exchange, routing_key=queue)
+    await _try(link, unbind, what)
+    await _try(link, commands.Basic.Consume(queue=queue), what)
 
 
 async def _publishing(node: _Node) -> None:

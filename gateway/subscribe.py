@@ -27,6 +27,7 @@ from gateway.detached import Detached, DetachedStream
 from gateway.greeting import connection_name, greeting_of
 from gateway.host import HostWatch
 from gateway.log import LogError
+from gateway.members.sticky import HOP, Headers, Sticky, moved_to
 from gateway.polling import Poller
 from gateway.problems import ClientGone, Problem, method_not_allowed, unreadable
 from gateway.session import Services, Session
@@ -99,16 +100,23 @@ class Subscribe:
         poller: answers polls.
         consumers: remembered cursors.
         limits: what a client may ask for.
+        sticky: sends clients where they belong; None if all are served here.
     """
 
     def __init__(
-        self, services: Services, poller: Poller, consumers: Consumers, limits: SubscribeLimits
+        self,
+        services: Services,
+        poller: Poller,
+        consumers: Consumers,
+        limits: SubscribeLimits,
+        sticky: Sticky | None,
     ) -> None:
         self._services = services
         self._streams: Streams = services.streams
         self._poller = poller
         self._consumers = consumers
         self._limits = limits
+        self._sticky = sticky
         self.asgi = AsgiSubscriber(services)
         self._host = HostWatch(services.tasks, self._leave)
 
@@ -142,6 +150,15 @@ class Subscribe:
         self, headers: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send
     ) -> None:
         request = parse(scope["query_string"], headers, self._limits.max_topics)
+        more: Headers = ()
+        url = ""
+        if self._sticky is not None:
+            url = "" if request.sent_on else self._sticky.elsewhere(request.key)
+            more = self._sticky.admitted(headers)
+            send = _with_headers(send, more)
+        if url and request.transport is not Transport.WEBSOCKET:
+            await self._send_on(url, scope, send)
+            return
         try:
             place = await self._place(request)
         except LogError as error:
@@ -163,9 +180,19 @@ class Subscribe:
             return
         with contextlib.suppress(ClientGone):
             if request.transport is Transport.WEBSOCKET:
-                self._detach_websocket(request, place, headers, offer)
+                self._detach_websocket(request, place, headers, offer, url)
             else:
-                self._detach_stream(request, place, scope["http_version"], offer)
+                self._detach_stream(request, place, scope["http_version"], offer, more)
+
+    async def _send_on(self, url: str, scope: Scope, send: Send) -> None:
+        """Answer where else the client belongs (RFC 9110, 15.4.8); it repeats its request there."""
+        assert self._sticky is not None
+        self._sticky.sent_on += 1
+        query = scope["query_string"]
+        location = f"{url}/v1/events?".encode() + query + (b"&" if query else b"") + f"{HOP}=1".encode()
+        headers = [(b"location", location), (b"cache-control", b"no-store"), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 307, "headers": headers})
+        await send({"type": "http.response.body"})
 
     async def _place(self, request: Request) -> Place:
         """Return where the request begins, in the log as it is when this returns."""
@@ -217,26 +244,31 @@ class Subscribe:
 
     # --- detached -------------------------------------------------------------------------------------------
 
-    def _detach_stream(self, request: Request, place: Place, version: str, offer: Detachable) -> None:
+    def _detach_stream(
+        self, request: Request, place: Place, version: str, offer: Detachable, more: Headers
+    ) -> None:
         """Hand the socket to a stream connection."""
         wire = STREAM_WIRES[request.transport, "1.0" if version == "1.0" else "1.1"]
         transport, _ = offer.detach()
         sink = DetachedStream(self._streams, transport, wire)
-        connection = Connection(connection_name(), sink, wire, request.overflow)
-        self._open(sink, connection, request, place, _stream_head(request.transport, wire))
+        connection = Connection(connection_name(), sink, wire, request.overflow, request.key)
+        self._open(sink, connection, request, place, _stream_head(request.transport, wire, more))
 
     def _detach_websocket(
-        self, request: Request, place: Place, headers: Mapping[bytes, bytes], offer: Detachable
+        self, request: Request, place: Place, headers: Mapping[bytes, bytes], offer: Detachable, url: str
     ) -> None:
-        """Answer the handshake and hand the socket to a WebSocket connection."""
+        """Answer the handshake and hand the socket to a WebSocket connection; with `url`, send it there."""
         head, deflate = accept(headers, allow_deflate=self._limits.deflate)
         transport, early = offer.detach()
         sink = DetachedWebSocket(self._streams, transport, self._limits.max_message, deflate=deflate)
         wire = Wire.WEBSOCKET_DEFLATE if deflate else Wire.WEBSOCKET
-        connection = Connection(connection_name(), sink, wire, request.overflow)
+        connection = Connection(connection_name(), sink, wire, request.overflow, request.key)
         sink.inbox = Session(self._services, sink, connection, request.consumer, sink)
         self._open(sink, connection, request, place, head)
-        if early:
+        if url and self._sticky is not None:
+            self._sticky.sent_on += 1
+            sink.close(moved_to(url))
+        elif early:
             sink.data_received(early)
 
     def _open(
@@ -247,11 +279,25 @@ class Subscribe:
         self._streams.open(sink, connection, request.patterns, place.position, greeting)
 
 
-def _stream_head(transport: Transport, wire: Wire) -> bytes:
+def _stream_head(transport: Transport, wire: Wire, more: Headers) -> bytes:
     """Return the response head of a stream."""
     chunked = wire in (Wire.SSE_CHUNKED, Wire.NDJSON_CHUNKED)
     framing = b"transfer-encoding: chunked" if chunked else b"connection: close"
-    return b"HTTP/1.1 200 OK\r\n%b%b\r\n\r\n" % (_STREAM_FIELDS[transport], framing)
+    fields = b"".join(b"%b: %b\r\n" % field for field in more)
+    return b"HTTP/1.1 200 OK\r\n%b%b%b\r\n\r\n" % (_STREAM_FIELDS[transport], fields, framing)
+
+
+def _with_headers(send: Send, more: Headers) -> Send:
+    """Return what sends a response with some headers more."""
+    if not more:
+        return send
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *more]}
+        await send(message)
+
+    return sending
 
 
 def _acknowledges(request: Request, start: Start | None, place: Place) -> bool:

@@ -19,6 +19,8 @@ from fanout.connection import Overflow
 from fanout.cursor import Start, parse_start
 from fanout.errors import CursorError, TopicError
 from fanout.topics import check_pattern
+from gateway.members.replicas import MAX_KEY
+from gateway.members.sticky import HOP
 from gateway.problems import Problem
 
 MAX_WAIT: Final = 60.0
@@ -31,7 +33,7 @@ MAX_REMEMBERED_BYTES: Final = 512
 """… each of at most this length."""
 
 _HEADERS: Final = (b"upgrade", b"accept", b"last-event-id", b"if-none-match")
-_NAMES: Final = ("topic", "cursor", "wait", "limit", "overflow", "consumer")
+_NAMES: Final = ("topic", "cursor", "wait", "limit", "overflow", "consumer", "key", HOP)
 _CONSUMER: Final = re.compile(r"[A-Za-z0-9._~:@-]{1,128}", re.ASCII)
 
 
@@ -59,6 +61,8 @@ class Request:
         wait: seconds a poll may wait for an event.
         limit: events a poll may answer.
         conditional: whether it is a poll by `If-None-Match`, which is answered 304 when there is nothing new.
+        key: by which the client belongs to a replica: what it gave, else its consumer's name.
+        sent_on: whether another replica sent it here.
     """
 
     transport: Transport
@@ -69,6 +73,8 @@ class Request:
     wait: float
     limit: int
     conditional: bool
+    key: str | None = None
+    sent_on: bool = False
 
 
 def parse(query: bytes, headers: Mapping[bytes, bytes], max_topics: int) -> Request:
@@ -112,6 +118,8 @@ def _parse(query: bytes, headers: Mapping[bytes, bytes], max_topics: int) -> Req
         wait=_number("wait", single.get("wait", "0"), MAX_WAIT),
         limit=int(_number("limit", single.get("limit", str(DEFAULT_LIMIT)), MAX_LIMIT, least=1, whole=True)),
         conditional=conditional and transport is Transport.POLL,
+        key=_key(single.get("key"), single.get("consumer")),
+        sent_on=HOP in single,
     )
 
 
@@ -219,6 +227,12 @@ def _consumer(text: str | None) -> str | None:
     if text is not None and not _CONSUMER.fullmatch(text):
         raise Problem(422, "a consumer's name has 1 to 128 letters, digits and . _ ~ : @ -")
     return text
+
+
+def _key(given: str | None, consumer: str | None) -> str | None:
+    if given is not None and not 1 <= len(given) <= MAX_KEY:
+        raise Problem(422, f"a key has 1 to {MAX_KEY} characters")
+    return given if given is not None else consumer
 
 
 def _number(name: str, text: str, most: float, *, least: float = 0, whole: bool = False) -> float:

@@ -170,7 +170,8 @@ def test_metrics_are_as_documented() -> None:
     """The table of metrics has every metric that is exposed, and no other."""
     names = set[str]()
     embedded = Settings(data="memory:", services="reports")
-    for settings in (embedded, Settings(data="memory:", backbone="amqp://broker")):
+    backbone = Settings(data="memory:", backbone="amqp://broker", advertise="http://a", sticky="redirect")
+    for settings in (embedded, backbone):
         gateway = Gateway(settings)
         exposed = metrics.text(metrics.registry(gateway)).decode()
         names.update(re.findall(r"^# HELP (\S+) ", exposed, re.MULTILINE))

@@ -116,16 +116,19 @@ export class Client {
   #stalled = null; // while it does not read: the promise that ends then, and what ends it
   #advice = 0; // milliseconds that the gateway asked us to wait before we reconnect
   #failures = 0; // in a row
+  #home; // the address that we were given: where we go when another one, that we were sent to, fails
 
   /**
    * @param {string[]} topics patterns: `*` is one word, `#` any number of words
    * @param {string} cursor where to begin: a cursor seen before, `latest`, `earliest` or an RFC 3339 time
    * @param {string} transport a name in TRANSPORTS
    * @param {string} base address of the gateway
+   * @param {string} key by which this client belongs to one of several replicas, if there are any
    */
-  constructor({ topics, cursor = "latest", transport = "websocket", base = document.baseURI, ...listeners }) {
+  constructor({ topics, cursor = "latest", transport = "websocket", base = document.baseURI, key = null, ...listeners }) {
     const nothing = () => {};
-    Object.assign(this, { topics, cursor, transport, base, connection: null, state: "stopped" });
+    Object.assign(this, { topics, cursor, transport, base, key, connection: null, state: "stopped" });
+    this.#home = base;
     Object.assign(this, { onEvent: nothing, onGap: nothing, onState: nothing }, listeners);
   }
 
@@ -174,7 +177,8 @@ export class Client {
 
   /** The address of the request that goes on at the cursor. */
   address(parameters = {}) {
-    return eventsUrl(this.base, { topic: this.topics, cursor: this.cursor, ...parameters });
+    const hop = this.base === this.#home ? null : 1; // whoever was sent on is not sent on again
+    return eventsUrl(this.base, { topic: this.topics, cursor: this.cursor, key: this.key, hop, ...parameters });
   }
 
   /** Wait until reading is wanted. */
@@ -215,6 +219,11 @@ export class Client {
       case "reconnect": // the gateway is going away, or wants to be rid of us for now
         this.cursor = message.cursor;
         this.#advice = message.after_ms;
+        if (message.url) {
+          this.base = `${message.url}/`; // we belong to another replica
+          this.#advice = 0;
+          this.#failures = 0;
+        }
         break;
     }
   }
@@ -223,6 +232,7 @@ export class Client {
     while (!signal.aborted) {
       this.#change("connecting");
       let wait = 0;
+      const base = this.base;
       try {
         if (this.cursor === "latest") this.cursor = await head(this.topics, this.base, signal);
         await TRANSPORTS[this.transport](this, signal);
@@ -232,6 +242,7 @@ export class Client {
         wait = error.after ?? 0;
       }
       if (signal.aborted) return;
+      if (this.base === base && this.#failures) this.base = this.#home;
       wait = Math.max(wait, this.#advice, backoff(this.#failures++));
       this.#advice = 0;
       this.lost();

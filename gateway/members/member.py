@@ -54,6 +54,16 @@ PROBE_SECONDS: Final = 1.0
 BROKEN: Final = (AMQPError, ChannelInvalidStateError, ConnectionError, OSError, tls.TlsError, TimeoutError)
 
 
+def exchange_of(prefix: str) -> str:
+    """Return the name of the exchange that heartbeats go through."""
+    return f"{prefix}.members"
+
+
+def holders_of(prefix: str) -> str:
+    """Return what the names of the queues of members begin with, up to the dot."""
+    return f"{prefix}.member"
+
+
 class Member:
     """
     This process in one group.
@@ -173,10 +183,11 @@ class Member:
         await holding.declare_queue(self._holder(self.name), exclusive=True)
         channel = await connection.channel(publisher_confirms=False)
         exchange = await channel.declare_exchange(
-            f"{self._prefix}.members", aio_pika.ExchangeType.TOPIC, durable=True
+            exchange_of(self._prefix), aio_pika.ExchangeType.TOPIC, durable=True
         )
         arguments: dict[str, Any] = {"x-max-length": QUEUE_LENGTH, "x-overflow": "drop-head"}
-        queue = await channel.declare_queue(exclusive=True, arguments=arguments)
+        heard = f"{self._holder(self.name)}.heard"
+        queue = await channel.declare_queue(heard, exclusive=True, arguments=arguments)
         await queue.bind(exchange, "#" if self._observe else self.group)
         await queue.consume(self._take, no_ack=True)
         return channel, exchange
@@ -256,7 +267,7 @@ class Member:
         return True  # it is ours
 
     def _holder(self, name: str) -> str:
-        return f"{self._prefix}.member.{self.group}.{name}"
+        return f"{holders_of(self._prefix)}.{self.group}.{name}"
 
     def _look(self) -> None:
         """Tell whoever wants to know that something changed."""

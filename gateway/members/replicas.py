@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from fanout.heartbeat import State
 from fanout.membership import Membership
@@ -66,6 +67,16 @@ class Replicas:
         assert self._alone is not None
         return self._alone
 
+    @property
+    def url(self) -> str:
+        """The address of this replica; empty if it has none to tell."""
+        return self._facts().url
+
+    def share(self) -> float:
+        """Return which part of the keys belongs to this replica."""
+        ring = self.membership.ring
+        return ring.loads().get(self.name, 0) / ring.buckets
+
     def drain(self) -> None:
         """Own nothing any more: clients belong to others."""
         if self.member is not None:
@@ -77,6 +88,13 @@ class Replicas:
         bucket = ring.bucket(key)
         owner = ring.owner_of(bucket)
         return Route(bucket, owner, "" if owner is None else self._url(owner), ring.ranks(bucket))
+
+    def admits(self, origin: str) -> bool:
+        """Say whether an origin (RFC 6454) is that of a replica: whoever is sent on by one comes with it."""
+        urls = [self.url]
+        if self.member is not None:
+            urls += [seen.facts.url for seen in self.member.seen.values() if seen.group == GROUP]
+        return any(_origin(url) == origin for url in urls if url)
 
     def shown(self) -> dict[str, Any]:
         """Return all replicas, and the members of other groups, as operators see them."""
@@ -120,7 +138,7 @@ class Replicas:
     def _url(self, name: str) -> str:
         """Return the URL of a replica that clients can be sent to; whoever is apart cannot know of any."""
         if name == self.name:
-            return self._facts().url
+            return self.url
         if self.membership.state is State.APART:
             return ""
         states = [peer.state for peer in self.membership.peers.values() if peer.name == name]
@@ -129,6 +147,13 @@ class Replicas:
 
     def _seen(self, name: str) -> Seen | None:
         return None if self.member is None else self.member.seen.get((GROUP, name))
+
+
+def _origin(url: str) -> str:
+    """Return the origin of a URL: its scheme, host and port, as browsers write it."""
+    parts = urlsplit(url)
+    port = "" if parts.port in (None, {"http": 80, "https": 443}.get(parts.scheme)) else f":{parts.port}"
+    return f"{parts.scheme}://{(parts.hostname or '').lower()}{port}"
 
 
 def _shown_facts(facts: Facts) -> dict[str, Any]:

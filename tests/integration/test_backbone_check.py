@@ -162,6 +162,11 @@ def test_a_broker_that_lets_nobody_in_is_told(broker: Broker, login: str, vhost:
 
 
 ALLOWED = (
+    r"^({0}(\.member.*)?|{0}\.events|{0}\.events\.dead)$",
+    r"^({0}(\.member.*)?|{0}\.events|amq\.default)$",
+    r"^({0}(\.member.*)?|{0}\.events)$",
+)
+WITHOUT_MEMBERS = (
     r"^({0}|{0}\.events|{0}\.events\.dead)$",
     r"^({0}|{0}\.events|amq\.default)$",
     r"^({0}|{0}\.events)$",
@@ -200,6 +205,26 @@ def test_every_permission_that_is_missing_is_noticed(
         assert "this user may not (" in start(url, **names)
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["on nothing", "on all"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_replica_that_may_not_take_part_is_told_and_serves(
+    broker: Broker, names: dict[str, Any], at: int, *, there: bool
+) -> None:
+    """Check refuses; a gateway serves all the same, says what is wrong, and knows of no other."""
+    if there:
+        with GatewayProcess(backbone=broker.url, **names):
+            pass
+    permissions = [*ALLOWED[:at], WITHOUT_MEMBERS[at], *ALLOWED[at + 1 :]]
+    url = user(broker, *(each.format(names["stream"].replace(".", r"\.")) for each in permissions))
+    done = check(url, **names)
+    assert done.returncode == 1
+    assert "taking part among the replicas: this user may not (" in done.stderr
+    with GatewayProcess(backbone=url, **names) as gateway:
+        gateway.publish({"topic": "a", "data": 1})
+        until_said(gateway, "members.lost")
+        assert "access" in gateway.log_text()
+
+
 def test_the_documented_permissions_are_enough(broker: Broker, names: dict[str, Any]) -> None:
     """With exactly the permissions it needs, check is content, and a gateway serves."""
     url = user(broker, *(each.format(names["stream"]) for each in ALLOWED))
@@ -207,6 +232,15 @@ def test_the_documented_permissions_are_enough(broker: Broker, names: dict[str, 
         assert check(url, **names).returncode == 0
         with GatewayProcess(backbone=url, **names) as gateway:
             gateway.publish({"topic": "a", "data": 1})
+            until_said(gateway, "members.connected")
+
+
+def until_said(gateway: GatewayProcess, what: str) -> None:
+    """Wait until a gateway's log has something."""
+    deadline = time.monotonic() + 60
+    while what not in gateway.log_text():
+        assert time.monotonic() < deadline, gateway.log_text()
+        time.sleep(0.05)
 
 
 def test_a_broker_that_takes_no_events_is_told(broker: Broker, names: dict[str, Any]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -13,11 +15,12 @@ import pytest
 
 from fanout.ring import Ring, moved
 from tests.support.accounts import until
-from tests.support.clients import Address, fetch
+from tests.support.browser import chromium
+from tests.support.clients import Address, Closed, Ended, Head, Tcp, fetch, open_subscriber, request_bytes
 from tests.support.clients import until as until_asked
 from tests.support.host import address_of
 from tests.support.rabbitmq import Broker
-from tests.support.server import GatewayProcess
+from tests.support.server import GatewayProcess, free_port
 
 KEYS = [f"user-{number}" for number in range(200)]
 _numbers = count(1)
@@ -36,9 +39,11 @@ class Group:
     Args:
         broker: what they share.
         names: of the replicas; they are started.
+        sticky: whether they send clients on.
     """
 
-    def __init__(self, broker: Broker, *names: str) -> None:
+    def __init__(self, broker: Broker, *names: str, sticky: str = "off") -> None:
+        self._sticky = sticky
         self.stream = f"members{next(_numbers)}"
         self._broker = broker
         self._stack = ExitStack()
@@ -48,12 +53,15 @@ class Group:
 
     def launch(self, name: str, **settings: Any) -> GatewayProcess:
         """Start one more."""
+        port = free_port()
         gateway = GatewayProcess(
             backbone=self._broker.url,
             stream=self.stream,
             exchanges=f"{self.stream}:#",
             name=name,
-            advertise=f"http://{name}.example",
+            port=port,
+            advertise=f"http://127.0.0.1:{port}" if self._sticky == "redirect" else f"http://{name}.example",
+            sticky=self._sticky,
             **settings,
         )
         self._stack.callback(gateway.close)
@@ -96,6 +104,11 @@ class Group:
 
     def close(self) -> None:
         self._stack.close()
+
+    def keys_of(self, owner: str, *names: str) -> list[str]:
+        """Return the keys that one of some replicas owns."""
+        ring = Ring(names)
+        return [key for key in KEYS if ring.owner(key) == owner]
 
 
 @pytest.fixture
@@ -209,6 +222,117 @@ async def test_what_is_no_heartbeat_is_passed_over(group: Group, broker: Broker)
     assert await group.owners("a") == expected("a", "b", "c")
 
 
+@pytest.fixture(scope="module")
+def two(broker: Broker) -> Iterator[Group]:
+    group = Group(broker, "a", "b", sticky="redirect")
+    try:
+        yield group
+    finally:
+        group.close()
+
+
+@pytest.fixture
+async def sticky(two: Group) -> Group:
+    """Two replicas that send clients on."""
+    await two.agree("a", "b")
+    return two
+
+
+async def test_a_client_is_sent_to_its_owner(sticky: Group) -> None:
+    """Once, on every transport that HTTP has; whoever has no key, or was sent on, is served where it is."""
+    one, other = address_of(sticky.replicas["a"]), sticky.replicas["b"]
+    mine, yours = sticky.keys_of("a", "a", "b")[0], sticky.keys_of("b", "a", "b")[0]
+    for accept in ("text/event-stream", "application/x-ndjson", "application/json"):
+        headers = [("Accept", accept)]
+        query = [("topic", "t.#"), ("cursor", "earliest"), ("key", yours)]
+        sent = await fetch(one, "/v1/events", query, headers)
+        assert sent.status == 307
+        assert sent.head["cache-control"] == "no-store"
+        location = sent.head["location"]
+        assert location == f"{other.url}/v1/events?topic=t.%23&cursor=earliest&key={yours}&hop=1"
+    for served in ([("key", mine)], [], [("key", yours), ("hop", "1")], [("consumer", mine)]):
+        assert (await fetch(one, "/v1/events", [("topic", "t"), *served])).status == 200
+    by_consumer = await fetch(one, "/v1/events", [("topic", "t"), ("consumer", yours)])
+    assert by_consumer.status == 307
+    both = await fetch(one, "/v1/events", [("topic", "t"), ("consumer", yours), ("key", mine)])
+    assert both.status == 200
+    for key in ("", "k" * 256):
+        assert (await fetch(one, "/v1/events", [("topic", "t"), ("key", key)])).status == 422
+
+
+async def test_a_websocket_is_told_where_to_go(sticky: Group) -> None:
+    """It is opened, told, and closed with the code that says to come back."""
+    one, other = address_of(sticky.replicas["a"]), sticky.replicas["b"]
+    yours = sticky.keys_of("b", "a", "b")[0]
+    async with open_subscriber(one, "websocket", "t.#", key=yours) as client:
+        advice = await client.receive()
+        while advice.get("control") != "reconnect":
+            advice = await client.receive()
+        assert (advice["reason"], advice["url"]) == ("moved", other.url)
+        assert advice["cursor"]
+        with pytest.raises(Closed) as caught:
+            await client.receive()
+    assert caught.value.code == 1012
+    async with open_subscriber(address_of(other), "websocket", "t.#", key=yours) as client:
+        await sticky.replicas["a"].apublish({"topic": "t.1", "data": 1})
+        assert (await client.next())["data"] == 1
+
+
+async def test_when_one_comes_only_its_clients_move(sticky: Group) -> None:
+    """They are told where to, with their cursor; all others stay where they are."""
+    clients: dict[str, Any] = {}
+    async with AsyncExitStack() as stack:
+        for name in "ab":
+            for key in sticky.keys_of(name, "a", "b")[:20]:
+                subscriber = open_subscriber(address_of(sticky.replicas[name]), "ndjson", "t.#", key=key)
+                clients[key] = await stack.enter_async_context(subscriber)
+        expected = {key for key in clients if Ring("abc").owner(key) == "c"}
+        assert expected
+        third = sticky.launch("c")
+        await sticky.agree("a", "b", "c")
+        await sticky.replicas["a"].apublish({"topic": "t.1", "data": 1})
+        moved_on: dict[str, str] = {}
+
+        async def follow(key: str, client: Any) -> None:
+            with contextlib.suppress(Ended):
+                while True:
+                    message = await client.receive()
+                    if message.get("control") == "reconnect":
+                        assert (message["reason"], message["url"]) == ("moved", third.url)
+                        moved_on[key] = message["cursor"]
+
+        async with asyncio.TaskGroup() as tasks:
+            following = [tasks.create_task(follow(key, client)) for key, client in clients.items()]
+            await until(lambda: moved_on.keys() == expected, "those who must have moved")
+            await asyncio.sleep(1)  # and nobody else does
+            for task in following:
+                task.cancel()
+        print(f"moved: expected {len(expected)} of {len(clients)}, seen {len(moved_on)}")  # noqa: T201
+        assert moved_on.keys() == expected
+        await sticky.replicas["b"].apublish({"topic": "t.2", "data": 2})
+        key, cursor = next(iter(moved_on.items()))
+        query = [("topic", "t.#"), ("key", key), ("cursor", cursor)]
+        found = (await fetch(address_of(third), "/v1/events", query)).json["events"]
+        assert [each["data"] for each in found][-1] == 2
+    await third.astop()
+
+
+async def test_a_page_of_one_replica_reads_from_another(sticky: Group) -> None:
+    """A browser follows the redirect if the owner lets it; pages of others get no such leave."""
+    other = address_of(sticky.replicas["b"])
+    for accept in ("text/event-stream", "application/json"):
+        query = [("topic", "t"), ("key", sticky.keys_of("b", "a", "b")[0]), ("hop", "1")]
+        for origin, leave in ((sticky.replicas["a"].url, True), ("https://elsewhere.example", False)):
+            headers = [("Accept", accept), ("Origin", origin)]
+            async with Tcp.open(other) as tcp:
+                await tcp.send(request_bytes("GET", other.target("/v1/events", query), headers))
+                head = Head.parse(await tcp.until(b"\r\n\r\n"))
+            assert head.status == 200
+            assert ("access-control-allow-origin" in head) is leave
+            if leave:
+                assert head["access-control-allow-origin"] == origin
+
+
 async def test_alone_it_owns_everything(own: Address) -> None:
     """The embedded gateway is its only member."""
     view = (await fetch(own, "/v1/replicas")).json
@@ -224,3 +348,45 @@ async def test_routes_that_are_refused(own: Address, query: str) -> None:
     """With a sentence."""
     pairs: Any = [tuple(each.split("=", 1)) for each in query.split("&") if each]
     assert (await fetch(own, "/v1/route", pairs)).status == 422
+
+
+_FOLLOW = """
+async ([kind, key]) => {
+  const got = (window.got = []);
+  const { Client } = await import("/demo/client.js");
+  if (kind === "EventSource") {
+    window.source = new EventSource(`/v1/events?topic=t.%23&key=${key}`);
+    window.source.onmessage = ({ data }) => got.push(JSON.parse(data).data);
+  } else {
+    const onEvent = (event) => got.push(event.data);
+    window.client = new Client({ topics: ["t.#"], transport: kind, key, onEvent });
+    window.client.start();
+  }
+}
+"""
+
+
+@pytest.mark.browser
+async def test_a_browser_ends_on_the_owner(sticky: Group) -> None:
+    """A plain EventSource follows the redirect, the client of the demo page the WebSocket's advice."""
+    one, other = sticky.replicas["a"], sticky.replicas["b"]
+    keys = sticky.keys_of("b", "a", "b")
+    async with chromium() as browser:
+        page = await (await browser.new_context()).new_page()
+        await page.goto(f"{one.url}/healthz")  # six connections to a host, and the demo page has five
+        for number, kind in enumerate(("EventSource", "websocket", "sse")):
+            await page.evaluate(_FOLLOW, [kind, keys[number]])
+            await until_asked(partial(_follow, other, number + 1), "it is at its owner")
+            await one.apublish({"topic": "t.1", "data": number})
+            await page.wait_for_function(f"window.got.includes({number})", timeout=30_000)
+        assert await _followers(one) == 0
+
+
+async def _followers(gateway: GatewayProcess) -> int:
+    """Return how many connections follow `t.#`."""
+    found = (await fetch(address_of(gateway), "/v1/connections")).json["connections"]
+    return sum(each["topics"] == ["t.#"] for each in found)
+
+
+async def _follow(gateway: GatewayProcess, count: int) -> bool:
+    return await _followers(gateway) == count

@@ -249,6 +249,8 @@ async def test_awkward_members_are_refused_or_arrive(
     text = text if status != 202 or member != "id" or len(text) > 200 else text + topics("unique")
     if member == "id" and len(text) == 255:
         text = (topics("unique") + text)[:255]
+    if text.startswith("sluice.") and member == "type":
+        status = 422  # types like that are the gateway's own
     event = {"topic": topics(), member: text, "data": 1}
     async with open_subscriber(gateway, "sse", topics()) as stream:
         for ascii_only in (True, False):

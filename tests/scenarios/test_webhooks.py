@@ -357,7 +357,8 @@ async def test_nobody_waits_for_somebody_else(tmp_path: Path) -> None:
             assert 0 < counts["late/0"] < DUE, "it was not behind for long enough, or did not go on"
             account = sink.account()
             assert len(account["hang/0"]) <= 16
-            assert len(account["fail/0"]) < producer.published
+            # Once each, and by its schedule once more before the breaker opens.
+            assert len(account["fail/0"]) <= 2 * producer.published
             assert pss(gateway.pid) - before < 100 << 20
             for path in (*paths[:47], "late/0"):
                 ids = [each.id for each in account[path]]

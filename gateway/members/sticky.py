@@ -1,0 +1,112 @@
+"""
+Sticky routing without a load balancer: clients that belong to another replica are sent there.
+
+Whoever asks for events is answered `307` to the owner of its key, or on a WebSocket told where to go; those
+that are connected when that changes are told so too, in waves. A client is sent on once at most, and served
+wherever it comes with the mark of that. So replicas that see the ring differently cost a client a detour, and
+never its events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from fanout.closing import MOVED, CloseReason
+
+if TYPE_CHECKING:
+    from gateway.members.replicas import Replicas
+    from gateway.streams import Streams, StreamSink
+
+log = logging.getLogger(__name__)
+
+HOP: Final = "hop"
+"""The parameter by which a request says that it was sent on."""
+
+WAIT_SECONDS: Final = 2.0
+"""How long a change is waited out before anybody is moved: replicas that restart come in a row."""
+
+PER_SECOND: Final = 200
+"""Clients that are moved in a second, for a replica that takes them all at once."""
+
+WAVE_SECONDS: Final = 0.25
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class Sticky:
+    """
+    Keeps clients where they belong.
+
+    Args:
+        replicas: says where that is.
+        streams: the connections.
+    """
+
+    def __init__(self, replicas: Replicas, streams: Streams) -> None:
+        self.moved = 0  # connections that were told to go elsewhere when the ring changed
+        self.sent_on = 0  # requests that were answered by where to go
+        self._replicas = replicas
+        self._streams = streams
+        self._news = asyncio.Event()
+
+    def elsewhere(self, key: str | None) -> str:
+        """
+        Return the address of the replica that a key belongs to; empty if it is this one, or cannot be told.
+        Workers of one port share its address: whichever of them takes a connection, it is there.
+        """
+        if key is None:
+            return ""
+        route = self._replicas.route(key)
+        return "" if route.owner == self._replicas.name or route.url == self._replicas.url else route.url
+
+    def admitted(self, headers: Mapping[bytes, bytes]) -> Headers:
+        """
+        Return the response headers that let a page of another replica read the answer (CORS): its requests
+        are sent on to here. Without credentials, so that nothing is shown that anybody may not see.
+        """
+        origin = headers.get(b"origin")
+        if origin is None or not self._replicas.admits(origin.decode("latin-1")):
+            return ()
+        return ((b"access-control-allow-origin", origin), (b"vary", b"origin"))
+
+    def changed(self) -> None:
+        """The ring may be another one."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Move those who belong elsewhere, whenever the ring changes; until cancelled."""
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(WAIT_SECONDS)
+            self._news.clear()
+            if self._streams.draining:
+                return
+            await self._move()
+
+    async def _move(self) -> None:
+        found = [sink for sink in self._streams.sinks if self._target(sink)]
+        random.shuffle(found)
+        size = max(1, round(PER_SECOND * WAVE_SECONDS))
+        if found:
+            log.info("members.moving", extra={"connections": len(found)})
+        for start in range(0, len(found), size):
+            for sink in found[start : start + size]:
+                url = self._target(sink)  # asked again: the ring may have changed meanwhile
+                if url and not self._streams.draining:
+                    self.moved += 1
+                    sink.close(moved_to(url))
+            await asyncio.sleep(WAVE_SECONDS * random.uniform(0.5, 1.5))  # no secret
+
+    def _target(self, sink: StreamSink) -> str:
+        connection = sink.connection
+        return "" if connection is None else self.elsewhere(connection.key)
+
+
+def moved_to(url: str) -> CloseReason:
+    """Return the reason to close the connection of a client that belongs elsewhere."""
+    return replace(MOVED, url=url)
