@@ -123,6 +123,7 @@ class Operate:
             "connection": connection.name,
             "wire": connection.wire.name.lower(),
             "state": connection.state.value,
+            "key": connection.key,
             "topics": sorted(hub.patterns(connection)),
             "overflow": connection.overflow.value,
             "cursor": hub.window.cursor(position),

@@ -193,7 +193,7 @@ class Poller:
             return True
         waiter = Waiter()
         self._names += 1
-        connection = Connection(f"{self._name}-{self._names}", waiter, Wire.JSON)
+        connection = Connection(f"{self._name}-{self._names}", waiter, Wire.JSON, key=request.key)
         waiter.connection = connection
         self.hub.attach(connection, request.patterns, position)
         self.waiters[waiter] = None

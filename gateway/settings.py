@@ -760,12 +760,12 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
     ),
     (
         "request_bytes",
-        lambda s: s.request_bytes + 1024 > s.max_event_bytes,
+        lambda s: s.services != "" and s.request_bytes + 1024 > s.max_event_bytes,
         "a request has to fit into an event, with 1 KiB to spare: max_event_bytes is less",
     ),
     (
         "request_result_bytes",
-        lambda s: s.request_result_bytes + 1024 > s.max_event_bytes,
+        lambda s: s.services != "" and s.request_result_bytes + 1024 > s.max_event_bytes,
         "a result has to fit into an event, with 1 KiB to spare: max_event_bytes is less",
     ),
     (

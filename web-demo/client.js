@@ -219,6 +219,7 @@ export class Client {
       case "reconnect": // the gateway is going away, or wants to be rid of us for now
         this.cursor = message.cursor;
         this.#advice = message.after_ms;
+        this.base = this.#home; // whatever was true of where we were sent may have changed
         if (message.url) {
           this.base = `${message.url}/`; // we belong to another replica
           this.#advice = 0;

@@ -70,7 +70,7 @@ def test_every_command_works_as_it_is_shown(cluster: Cluster) -> None:
         assert "sluicegate\tsluicegate" not in first.control("list_queues", "name", "policy")
         first.control("delete_replica", "sluicegate", second.node, tool="rabbitmq-streams")
         run(4)
-        members = next(line for line in run(5).splitlines() if line.startswith("sluicegate"))
+        members = next(line for line in run(5).splitlines() if line.startswith("sluicegate\t"))
         assert members.count(second.node) == 2  # among the members, and online
         run(6)
         run(7)

@@ -107,9 +107,10 @@ def test_the_balancers_know_the_replicas(name: str) -> None:
     """Each configuration has the replicas of compose.yaml, at the port where they listen."""
     text = (DEPLOY / name).read_text()
     port = settings_of(SERVICES["replica1"]).port
-    assert re.findall(r"server (?:replica\d )?(replica\d:\d+)", text) == [
-        f"{each}:{port}" for each in REPLICAS
-    ]
+    blocks = re.findall(r"^ *(?:backend|upstream) .*?(?=^\s*$)", text, re.MULTILINE | re.DOTALL)
+    known = [re.findall(r"server (?:replica\d )?(replica\d:\d+)", block) for block in blocks]
+    assert len(known) == {"haproxy.cfg": 2, "nginx.conf": 3}[name]  # by load, by key, and one by one
+    assert all(each == [f"{replica}:{port}" for replica in REPLICAS] for each in known)
     assert "8080" in text
     assert SERVICES["balancer"]["ports"] == ["127.0.0.1:8080:8080"]
 
@@ -170,6 +171,72 @@ async def test_every_transport_passes(kind: str, replicas: list[GatewayProcess])
             "/v1/replicas",
         ):
             assert (await fetch(balancer.address, path)).status == 403, path
+
+
+@both
+async def test_a_key_stays_at_its_replica(kind: str, replicas: list[GatewayProcess]) -> None:
+    """Clients of one key meet at one replica; when one dies, only its keys go elsewhere, for a while."""
+    keys = [f"user-{number}" for number in range(60)]
+
+    async def homes(balancer: Balancer, *, by: str = "key") -> dict[str, set[int]]:
+        """Connect by each key, twice, and return at which replicas each arrived."""
+        found: dict[str, set[int]] = {key: set() for key in keys}
+        async with AsyncExitStack() as stack:
+            for key in keys:
+                for transport in ("sse", "websocket"):
+                    asked: dict[str, Any] = {by: key}
+                    client = open_subscriber(balancer.address, transport, key, **asked)
+                    await stack.enter_async_context(client)
+            for number, address in enumerate(addresses(replicas)):
+                if not replicas[number].alive:
+                    continue
+                shown = await fetch(address, "/v1/connections", [("limit", "1000")])
+                for each in shown.json["connections"]:
+                    found[each["topics"][0]].add(number)
+        return found
+
+    with Balancer(kind, addresses(replicas)) as balancer:
+        first = await homes(balancer)
+        assert {len(each) for each in first.values()} == {1}, first
+        assert set[int]().union(*first.values()) == {0, 1, 2}
+        assert await homes(balancer, by="consumer") == first
+        replicas[1].kill()
+        without = await homes(balancer)
+        assert {len(each) for each in without.values()} == {1}, without
+        moved = {key for key in keys if without[key] != first[key]}
+        assert moved == {key for key in keys if first[key] == {1}}
+        await replicas[1].astart()
+        async with asyncio.timeout(30):
+            while await homes(balancer) != first:  # noqa: ASYNC110  # the balancer has to notice it
+                await asyncio.sleep(0.5)
+
+
+@both
+async def test_each_replica_has_an_address_of_its_own(kind: str, replicas: list[GatewayProcess]) -> None:
+    """Under /r/NAME a client reaches just that replica, or any while it is away; and no operators' page."""
+    with Balancer(kind, addresses(replicas)) as balancer:
+
+        def at(number: int) -> Address:
+            return Address(balancer.address.host, balancer.address.port, f"/r/replica{number + 1}")
+
+        async def arrives(number: int, there: int) -> None:
+            for transport in ("sse", "ndjson", "websocket", "longpoll"):
+                topic = f"own.{number}.{there}.{transport}"
+                async with open_subscriber(at(number), transport, topic, key="user", hop="1"):
+                    if transport == "longpoll":
+                        continue
+                    shown = (await fetch(addresses(replicas)[there], "/v1/connections")).json["connections"]
+                    assert [topic] in [each["topics"] for each in shown]
+
+        for number in range(3):
+            await arrives(number, number)
+        for path in ("/metrics", "/v1/connections", "/v1/replicas", "/admin"):
+            assert (await fetch(at(0), path)).status == 403
+        assert (await fetch(at(0), "/v1/topics/a", method="POST", body=b"1")).status == 403
+        replicas[0].kill()
+        for transport in ("sse", "websocket"):
+            async with open_subscriber(at(0), transport, "a", key="user", hop="1"):
+                pass
 
 
 @both

@@ -92,6 +92,7 @@ async def test_a_connection_is_visible(gateway: Address, topics: Topics) -> None
         assert connection.pop("cursor").split("-")[0] == cursor.split("-")[0]
         assert connection == {
             "connection": name,
+            "key": None,
             "wire": "ndjson" if gateway.prefix else "ndjson_chunked",
             "state": "live",
             "topics": sorted([topics(), topics("b")]),

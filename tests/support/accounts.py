@@ -26,7 +26,7 @@ import msgspec
 
 from fanout.cursor import Cursor
 from fanout.frames import Wire
-from tests.support.crowd import Producer, Unavailable, masked_pong, read_head
+from tests.support.crowd import Head, Producer, Unavailable, masked_pong, read_head
 from tests.support.readers import Message, ReadError, reader_of
 
 WIRES: Final = {"websocket": Wire.WEBSOCKET, "sse": Wire.SSE_CHUNKED, "ndjson": Wire.NDJSON_CHUNKED}
@@ -152,6 +152,10 @@ class Follower:
         self.stretch: Stretch | None = None  # the one it is in
         self.closed = 0  # how many events the stretches before had for it
         self.place = -1
+        self.query = ""  # what is asked for besides
+        self.path = ""  # before /v1/events
+        self.pause = POLL_SECONDS
+        self.wires = WIRES
         self._start = start
         self._transports = transports
         if self.cursor is not None:
@@ -183,7 +187,7 @@ class Follower:
         outgoing.write(self._request())
         head = await read_head(incoming)
         if head.status not in (101, 200):
-            self._refuse(head.status)
+            self._turned_away(head)
         rest = b""
         while data := await incoming.read(READ_BYTES):
             frames, rest = self._split(rest + data)
@@ -206,22 +210,28 @@ class Follower:
             head = await read_head(incoming)
             body = await incoming.readexactly(int(head.headers.get(b"content-length", b"0")))
             if head.status not in (200, 304):
-                self._refuse(head.status)
+                self._turned_away(head)
             if head.status == 304:
                 self._adopt(head.headers[b"etag"].decode().strip('"'))
                 more = False
             else:
                 more = self._answer(_ANSWER.decode(body))
             if self.transport == "poll" and not more:
-                await asyncio.sleep(POLL_SECONDS)
+                await asyncio.sleep(self.pause)
 
-    def _refuse(self, status: int) -> None:
-        self.refused[status] += 1
+    def _turned_away(self, head: Head) -> None:
+        if head.status == 307:
+            self._sent_on(head.headers[b"location"].decode())
+        self.refused[head.status] += 1
         raise Unavailable
+
+    def _sent_on(self, url: str) -> None:
+        """It is told to go: to another address, or where it likes."""
+        assert not url, f"it was sent to {url}"
 
     def _request(self) -> bytes:
         """Return the request that goes on where it is."""
-        query = "&".join(f"topic={topic.replace('#', '%23')}" for topic in self.topics)
+        query = "&".join(f"topic={topic.replace('#', '%23')}" for topic in self.topics) + self.query
         lines = []
         match self.transport:
             case "websocket":
@@ -238,7 +248,9 @@ class Follower:
             lines.append(f'If-None-Match: "{self.cursor}"')
         else:
             query += f"&cursor={self.cursor or self._start}"
-        return "\r\n".join([f"GET /v1/events?{query} HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+        return "\r\n".join(
+            [f"GET {self.path}/v1/events?{query} HTTP/1.1", "Host: x", *lines, "", ""]
+        ).encode()
 
     # --- what it is told ------------------------------------------------------------------------------------
 
@@ -273,6 +285,8 @@ class Follower:
                     self._begin(Cursor.parse(str(message.cursor)))
             case "heartbeat" | "reconnect":
                 self._adopt(str(message.cursor))
+                if message.kind == "reconnect":
+                    self._sent_on(str(message.members.get("url", "")))
 
     def _answer(self, answer: Answer) -> bool:
         """Take in the answer to a poll; return whether there is more at once."""
@@ -321,7 +335,7 @@ class Follower:
 
     def _parse(self, frame: bytes) -> Message:
         """Read one frame strictly."""
-        reader = reader_of(WIRES[self.transport])
+        reader = reader_of(self.wires[self.transport])
         messages = reader.feed(frame)
         if len(messages) != 1 or reader.partial():
             raise ReadError(f"not one whole message: {frame[:200]!r}")

@@ -41,7 +41,7 @@ class Balancer:
         text = (DEPLOY / name).read_text()
         for number, replica in enumerate(replicas, 1):
             text, found = re.subn(rf"\breplica{number}:8000\b", f"{replica.host}:{replica.port}", text)
-            assert found == 1, f"{name} has no replica{number}"
+            assert found, f"{name} has no replica{number}"
         text, found = re.subn(r"\b75s\b", f"{idle}s", text)
         assert found, f"{name} closes nothing after 75 s"
         self._config = Path(self._folder.name) / name
