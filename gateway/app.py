@@ -13,7 +13,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -43,7 +43,7 @@ from gateway.publish import TOPIC_PATH, PublishEvents, PublishTopic
 from gateway.requests.api import RequestsApi
 from gateway.requests.door import Door
 from gateway.requests.options import Options
-from gateway.requests.service import Requests
+from gateway.requests.service import Requests, Shared
 from gateway.session import Services
 from gateway.settings import Settings, SettingsError
 from gateway.sqlite_consumers import SqliteConsumers
@@ -110,11 +110,11 @@ class Gateway:
         self.streams = Streams(self.hub, self.catchup, self.feeder)
         name = "poll" if worker is None else f"poll-{worker.index}"
         self.poller = Poller(self.streams, self.log, settings.poll_retry_after, name)
+        self.replicas = _replicas(self)
         self.requests: Requests | None = _requests(self) if settings.services else None
         waiting: list[Waiting] = [self.poller]
         if self.requests is not None:
             waiting.append(self.requests)
-        self.replicas = _replicas(self)
         self.sticky = Sticky(self.replicas, self.streams) if settings.sticky == "redirect" else None
         self.drain = Drain(self.streams, waiting, settings.drain_seconds, self.replicas.drain)
         self.keepalive = Keepalive(self.streams, settings.heartbeat_seconds, settings.stall_timeout)
@@ -370,7 +370,15 @@ def _requests(gateway: Gateway) -> Requests:
     """Return the requests on the log of a gateway."""
     settings = gateway.settings
     mint = Mint(settings.max_event_bytes, random_prefix(), own=True)
-    return Requests(gateway.intake, mint, gateway.log, gateway.hub.window, Options.of(settings))
+    options = Options.of(settings)
+    shared: Shared | None = None
+    if settings.backbone:
+        from gateway.backbone import request_consumer  # noqa: PLC0415  (nobody else pays for it)
+
+        stream = cast("StreamLog", gateway.log)
+        make = request_consumer(settings, gateway.replicas.name)
+        shared = Shared(gateway.replicas.owns, make, stream.catch_up)
+    return Requests(gateway.intake, mint, gateway.log, gateway.hub.window, options, shared)
 
 
 def _stream_log(settings: Settings) -> StreamLog:

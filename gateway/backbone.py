@@ -15,12 +15,16 @@ from fanout.topics import matches
 from fanout.window import Window
 from gateway.amqp.address import Address
 from gateway.amqp.topology import Topology
+from gateway.requests.buckets import BUCKETS, Copies, key_of, queue_of
+from gateway.requests.options import Options, services_of
+from gateway.requests.sharing import PREFETCH, Make
 from gateway.starts import Locator, Place
 from gateway.stream_log import StreamLog
 from gateway.units import MIB
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
+    from gateway.handling.consumer import Consumer, Held
     from gateway.settings import Settings
 
 RESET: Final = CloseReason(
@@ -61,6 +65,11 @@ def topology(settings: Settings) -> Topology:
         segment_bytes=min(max(settings.retention_bytes // 10, least), most)
         if settings.retention_bytes
         else most,
+        queues=tuple(
+            (queue_of(settings.stream, service, bucket), key_of(service, bucket))
+            for service in services_of(settings.services)
+            for bucket in range(BUCKETS)
+        ),
     )
 
 
@@ -94,7 +103,35 @@ def stream_log(settings: Settings) -> StreamLog:
         tail_events=settings.window_events,
         dedup_seconds=settings.dedup_seconds,
         dedup_events=settings.dedup_events,
+        copies=Copies(Options.of(settings)) if settings.services else None,
     )
+
+
+def request_consumer(settings: Settings, name: str) -> Make:
+    """
+    Return what makes the consumer of a service's requests.
+
+    Args:
+        settings: those of the gateway.
+        name: of the gateway, among those who take part.
+    """
+    from gateway.handling.consumer import Consumer  # noqa: PLC0415  (only who is asked needs it)
+
+    exchange = topology(settings).exchange
+
+    def make(service: str, take: Callable[[Held], None], over: Callable[[str], None]) -> Consumer:
+        return Consumer(
+            address(settings),
+            settings.stream,
+            exchange,
+            service,
+            name,
+            take=take,
+            over=over,
+            prefetch=PREFETCH,
+        )
+
+    return make
 
 
 class StreamLocator(Locator):
@@ -164,5 +201,7 @@ def begin(gateway: Gateway, log: StreamLog) -> None:
     gateway.dedup.restore(tail)
     for waiter in list(gateway.poller.waiters):
         waiter.woken.set()
+    if gateway.requests is not None:
+        gateway.requests.restart()
     if gateway.webhooks is not None:
         gateway.webhooks.wake()

@@ -714,6 +714,13 @@ def _check_services(text: str) -> None:
         raise SettingsError("services", str(error)) from None
 
 
+def _takes_requests(settings: Settings) -> bool:
+    """Say whether events of requests would come to the log on a broker."""
+    from gateway.backbone import takes, topology  # noqa: PLC0415  (nobody else pays for it)
+
+    return takes(topology(settings))("requests.any")
+
+
 MAX_NAME_BYTES: Final = 250
 """A short string of AMQP has 255; the queue of the dead letters has five more than the exchange."""
 
@@ -755,8 +762,8 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
     ),
     (
         "services",
-        lambda s: s.services != "" and s.backbone != "",
-        "requests need the embedded log: on a broker they are not there yet",
+        lambda s: s.services != "" and s.backbone != "" and not _takes_requests(s),
+        "requests are events on requests.#, and `exchanges` does not bind these from its first exchange",
     ),
     (
         "request_bytes",

@@ -39,7 +39,7 @@ from gateway.stream_barriers import Barriers
 from gateway.stream_dead import DeadLetters, naming
 from gateway.stream_history import Extent, History
 from gateway.stream_marks import BARRIER, BURIED, RENEWAL, Renewal
-from gateway.stream_messages import Mark, NoEvent, Received
+from gateway.stream_messages import Copies, Mark, NoEvent, Received
 from gateway.stream_reading import Reading, fingerprint, read_message
 from gateway.stream_scan import Scans
 from gateway.stream_statistics import StreamStatistics
@@ -92,6 +92,7 @@ class StreamLog:
         tail_events: how many events that may be.
         dedup_seconds: how long an id makes a message a second copy.
         dedup_events: how many ids are remembered.
+        copies: says which events go to a queue as well; these are durable when that has them, too.
 
     Attributes:
         on_begin: called at the start, before anything is delivered, and again when the stream has become
@@ -111,6 +112,7 @@ class StreamLog:
         tail_events: int,
         dedup_seconds: float,
         dedup_events: int,
+        copies: Copies | None = None,
     ) -> None:
         self.on_begin: Callable[[], None] = lambda: None
         self._address = address
@@ -146,6 +148,7 @@ class StreamLog:
         self._history = History(self._scans, self._admission, self._extent)
         # Publishing.
         self._writer = Writer(topology, queue_bytes, queue_events, self._over)
+        self._writer.outgoing.copies = copies
         self._barriers = Barriers(self._writer.mark)
         # Counters.
         self._events = self._dead_count = self._reconnects = self._resets = 0
@@ -269,6 +272,19 @@ class StreamLog:
         if not barrier.done() or barrier.cancelled():
             raise LogUnavailable("the broker does not answer", RETRY_DOWN)
         return self._reached + 1 >= position
+
+    async def catch_up(self, seconds: float = 10.0) -> None:
+        """
+        Wait until everything is read that is in the stream by now, which other replicas may have read before.
+
+        Raises:
+            LogUnavailable: the broker cannot be asked.
+        """
+        barrier = self._barriers.shared() if self._trouble is None else None
+        if barrier is not None:
+            await asyncio.wait([barrier], timeout=seconds)
+        if barrier is None or not barrier.done() or barrier.cancelled():
+            raise LogUnavailable("the broker does not answer", RETRY_DOWN)
 
     def measures(self) -> Iterator[Measure]:
         """Return what operators look at; see `Log.measures`."""

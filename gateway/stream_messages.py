@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -42,6 +43,8 @@ What a broker adds that was told to stamp messages (`message_interceptors.incomi
 DAY_MS: Final = 86_400_000
 SECOND_MS: Final = 1000
 EVENT: Final = b"e1"
+BCC: Final = b"BCC"
+"""What the broker routes a message by as well, and takes out of it."""
 MARK: Final = b"m1"
 JSON: Final = b"application/json"
 BINARY: Final = b"application/octet-stream"
@@ -59,6 +62,10 @@ _TIME = re.compile(rb"[0-9T:.Zz+-]{1,40}")
 """What a time may have in it: it goes into the JSON as it is."""
 _VALUE = msgspec.json.Decoder(msgspec.Raw)
 _NUMBER = re.compile(rb"[0-9]{1,15}")
+
+
+Copies = Callable[[Event], tuple[str, Mapping[bytes, int]] | None]
+"""Says by which routing key an event goes to a queue as well, and with which headers; None if it does not."""
 
 
 class NoEvent(ValueError):
@@ -94,10 +101,14 @@ class Outgoing:
 
     Args:
         origin: the name of this process on the stream; no `;` in it.
+
+    Attributes:
+        copies: asked for events that have a key; see `Copies`.
     """
 
     def __init__(self, origin: str) -> None:
         self.origin = origin.encode()
+        self.copies: Copies | None = None
         self._types: dict[bytes, bytes] = {}
         self._now = -1
         self._time = b""
@@ -134,9 +145,13 @@ class Outgoing:
         self, event: Event, own: bytes, name: bytes, kind: bytes, time: bytes, content_type: bytes
     ) -> bytes:
         """Return the properties of an event that has something special."""
-        headers: dict[bytes, bytes | int] = {HEADER: own}
+        headers: dict[bytes, Any] = {HEADER: own}
         if event.key is not None:
             headers[b"key"] = event.key.encode()
+            copy = None if self.copies is None else self.copies(event)
+            if copy is not None:
+                headers[BCC] = [copy[0].encode()]
+                headers.update(copy[1])
         if time != self._time:
             headers[b"time"] = time
         if len(name) > MAX_SHORT:
@@ -214,7 +229,7 @@ class Incoming:
     """
 
     def __init__(self, max_event_bytes: int) -> None:
-        self._mint = Mint(max_event_bytes, "")
+        self._mint = Mint(max_event_bytes, "", own=True)
 
     def event(self, received: Received, epoch: str, earliest: int, latest: int) -> Event:
         """

@@ -25,7 +25,7 @@ from gateway.amqp.link import Link, LinkError
 from gateway.amqp.properties import encode, encode_headers
 from gateway.amqp.topology import Topology
 from gateway.log import LogBusy, LogUnavailable
-from gateway.stream_messages import Mark, Outgoing, Received
+from gateway.stream_messages import Copies, Mark, Outgoing, Received
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Call:
         self.events = events
         self.first = first  # the number of its first event
         self.bytes = size
-        self.left = len(events)  # how many were not read back
+        self.left = len(events)  # how many were not read back, or not confirmed where that matters
         self.future = future
         self.since = time.monotonic()
 
@@ -90,6 +90,13 @@ class Writer:
         self._taken = 0.0  # since when the broker takes messages
         self._out: list[bytes] = []
         self._flushing = False
+        self._written = 0  # messages, on this connection
+        self._unconfirmed: dict[int, Call] = {}  # by the number of a message that a queue must have as well
+
+    @property
+    def outgoing(self) -> Outgoing:
+        """What makes messages of events."""
+        return self._outgoing
 
     async def open(self, link: Link) -> None:
         """Go on with a new connection."""
@@ -99,6 +106,8 @@ class Writer:
         self._events = Publications(channel, self._topology.exchange, link.frame_max)
         self._direct = Publications(channel, "", link.frame_max)
         self._link = link
+        self._written = 0
+        self._unconfirmed.clear()
 
     def publish(self, events: list[Event], future: asyncio.Future[None]) -> None:
         """
@@ -119,15 +128,26 @@ class Writer:
         for number, event in enumerate(events, first):
             self._out += frames(*message(event, number))
             self._pending[number] = call
+        if self._outgoing.copies is not None:
+            self._await_copies(call, self._outgoing.copies)
+        self._written += len(events)
         self._number += len(events)
         self.published += len(events)
         self._calls.append(call)
         self._pending_bytes += size
         self._flush_soon()
 
+    def _await_copies(self, call: Call, copies: Copies) -> None:
+        """What goes to a queue as well is done when that has it, too, and reading back cannot tell."""
+        for number, event in enumerate(call.events, self._written + 1):
+            if event.key is not None and copies(event) is not None:
+                self._unconfirmed[number] = call
+                call.left += 1
+
     def mark(self, mark: Mark) -> None:
         """Publish a mark, to the stream alone."""
         self._out += self._direct.frames(self._topology.stream.encode(), mark.properties(), b"null")
+        self._written += 1
         self._flush_soon()
 
     def bury(self, message: Received, name: str, reason: str) -> None:
@@ -145,6 +165,7 @@ class Writer:
             message_id=name.encode(),  # the same from every replica
         )
         self._out += self._direct.frames(self._topology.dead.encode(), properties, delivery.body)
+        self._written += 1
         self._flush_soon()
 
     # Reading back.
@@ -197,6 +218,7 @@ class Writer:
         """Fail every call; what is not written yet is not written any more."""
         calls, self._calls = self._calls, deque()
         self._pending.clear()
+        self._unconfirmed.clear()
         self._pending_bytes = 0
         self._out = []
         self._link = None
@@ -228,6 +250,26 @@ class Writer:
         """What the broker has will be read back; what it could not store fails the connection."""
         if not all(confirm.positive for confirm in confirms):
             self._over(LinkError("the broker could not store a message"))
+        elif self._unconfirmed:
+            for confirm in confirms:
+                self._note(confirm)
+
+    def _note(self, confirm: Confirm) -> None:
+        """Count off what a queue has by now; what was read back before is done."""
+        done: list[Call] = []
+        numbers = (
+            [number for number in self._unconfirmed if number <= confirm.tag]
+            if confirm.multiple
+            else [confirm.tag]
+        )
+        for number in numbers:
+            call = self._unconfirmed.pop(number, None)
+            if call is not None:
+                call.left -= 1
+                if not call.left:
+                    done.append(call)
+        if done:
+            self.resolve(done)
 
     def returned(self, reason: str) -> None:
         """A message reached no queue: everything must be declared again."""

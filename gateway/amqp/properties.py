@@ -9,6 +9,7 @@ of fields (https://www.rabbitmq.com/amqp-0-9-1-errata).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from struct import Struct, error
 from typing import Any, Final
 
@@ -207,12 +208,15 @@ def _field(data: bytes, kind: int, at: int) -> tuple[Any, int]:
     raise PropertiesError(f"a field has the unknown type {chr(kind)!a}")
 
 
-def encode_headers(headers: dict[bytes, bytes | int]) -> bytes:
-    """Return a table of strings (bytes) and whole numbers, with its size in front."""
+def encode_headers(headers: Mapping[bytes, bytes | int | list[bytes]]) -> bytes:
+    """Return a table of strings (bytes), whole numbers and lists of strings, with its size in front."""
     parts: list[bytes] = []
     for name, value in headers.items():
         if isinstance(value, int):
             parts += (short(name), b"l", _i64.pack(value))
+        elif isinstance(value, list):
+            items = b"".join([b"S%b%b" % (_u32.pack(len(each)), each) for each in value])
+            parts += (short(name), b"A", _u32.pack(len(items)), items)
         else:
             parts += (short(name), b"S", _u32.pack(len(value)), value)
     body = b"".join(parts)

@@ -48,6 +48,13 @@ DEAD_ARGUMENTS: Final[dict[str, Any]] = {
     "x-delivery-limit": 1_000_000,
 }
 
+QUEUE_ARGUMENTS: Final[dict[str, Any]] = {
+    "x-queue-type": "quorum",
+    "x-single-active-consumer": True,  # should two believe that a bucket is theirs, one has to wait
+    "x-delivery-limit": 1_000_000,  # whoever works on them counts, and says why it gives one up
+}
+"""Of the queues of requests."""
+
 PRECONDITION_FAILED: Final = 406
 
 _CODES: Final = {
@@ -70,6 +77,7 @@ class Topology:
         max_age_seconds: how long the stream keeps messages; 0 is no limit.
         max_bytes: how many bytes it keeps; 0 is no limit.
         segment_bytes: retention goes by segments of this size.
+        queues: quorum queues that the exchange fills as well, each with its routing key.
     """
 
     stream: str
@@ -79,6 +87,7 @@ class Topology:
     max_age_seconds: int
     max_bytes: int
     segment_bytes: int
+    queues: tuple[tuple[str, str], ...] = ()
 
     @property
     def stream_arguments(self) -> dict[str, Any]:
@@ -123,7 +132,9 @@ async def declare(
         raise LinkError(f"{where}: {_text(error)}") from None
 
 
-async def connect(address: Address, at: tuple[str, int], name: str) -> AbstractConnection:
+async def connect(
+    address: Address, at: tuple[str, int], name: str, heartbeat: int = HEARTBEAT_SECONDS
+) -> AbstractConnection:
     """
     Return a connection of aio-pika's, for what is slow; it does not come back by itself.
 
@@ -131,6 +142,7 @@ async def connect(address: Address, at: tuple[str, int], name: str) -> AbstractC
         address: where and who.
         at: which of its hosts, or the very address of one.
         name: the name under which operators of the broker see it.
+        heartbeat: seconds; the broker ends a connection that says nothing for twice or three times as long.
     """
     return await aio_pika.connect(
         host=at[0],
@@ -142,7 +154,7 @@ async def connect(address: Address, at: tuple[str, int], name: str) -> AbstractC
         ssl_context=await asyncio.to_thread(tls.context, address) if address.tls else None,
         client_properties={"connection_name": name},
         timeout=OPEN_SECONDS,
-        heartbeat=HEARTBEAT_SECONDS,
+        heartbeat=heartbeat,
     )
 
 
@@ -157,6 +169,11 @@ async def _declare(connection: AbstractConnection, topology: Topology) -> None:
 
     async def dead(channel: AbstractChannel) -> None:
         await channel.declare_queue(topology.dead, durable=True, arguments=DEAD_ARGUMENTS)
+
+    async def queues(channel: AbstractChannel) -> None:
+        for name, key in topology.queues:
+            queue = await channel.declare_queue(name, durable=True, arguments=QUEUE_ARGUMENTS)
+            await queue.bind(topology.exchange, key)
 
     async def publishing(channel: AbstractChannel) -> None:
         # The end of a binding that nobody made: nothing happens, but only to those who may publish.
@@ -173,6 +190,8 @@ async def _declare(connection: AbstractConnection, topology: Topology) -> None:
             await queue.bind(name, pattern)
 
         await _step(connection, bind, f"the binding of the exchange {name!r} to the stream")
+    if topology.queues:
+        await _step(connection, queues, f"the queues of requests, {topology.queues[0][0]!r} and so on")
     await _step(connection, publishing, f"publishing to the exchange {topology.exchange!r}")
 
 

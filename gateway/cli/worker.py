@@ -14,6 +14,9 @@ from gateway.cli.ending import Unusable
 from gateway.cli.options import DEFAULT_URL, read_time
 from gateway.requests.changes import SERVICE
 
+LONGEST_ON_BROKER = 29 * 60.0
+"""Seconds: RabbitMQ's `consumer_timeout` is 30 minutes."""
+
 
 @click.command()
 @click.argument("handler", metavar="MODULE:HANDLER")
@@ -26,6 +29,23 @@ from gateway.requests.changes import SERVICE
     show_default=True,
     metavar="URL",
     help="Address of the gateway that gives them out. [$SLUICE_URL]",
+)
+@click.option(
+    "--backbone",
+    envvar="SLUICE_BACKBONE",
+    metavar="URL",
+    help="Address of the broker: take its share of the requests from there, past any gateway. "
+    "[$SLUICE_BACKBONE]",
+)
+@click.option(
+    "--stream",
+    metavar="NAME",
+    help="The gateways' setting `stream`, with --backbone.",
+)
+@click.option(
+    "--exchanges",
+    metavar="LIST",
+    help="The gateways' setting `exchanges`, with --backbone.",
 )
 @click.option(
     "--concurrency",
@@ -65,6 +85,9 @@ def worker(
     *,
     service: str,
     gateway_url: str,
+    backbone: str | None,
+    stream: str | None,
+    exchanges: str | None,
     concurrency: int,
     seconds: float,
     name: str | None,
@@ -79,10 +102,10 @@ def worker(
     `request.progress(value)`, and what it returns is the result. If it raises, the request is tried again
     later; `gateway.handling.Refused` says that there is no use in that.
     """
-    from gateway.handling.http_source import HttpSource  # noqa: PLC0415  (`--help` needs none of these)
+    # `--help` needs none of these.
     from gateway.handling.loading import load  # noqa: PLC0415
     from gateway.handling.runtime import Runtime  # noqa: PLC0415
-    from gateway.handling.source import SourceError  # noqa: PLC0415
+    from gateway.handling.source import ClosableSource, SourceError  # noqa: PLC0415
     from gateway.logs import configure  # noqa: PLC0415
 
     if not SERVICE.fullmatch(service):
@@ -90,8 +113,30 @@ def worker(
     configure(log_level)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each request
 
+    own_name = name or f"{socket.gethostname()}-{os.getpid()}"
+    if backbone is not None and seconds > LONGEST_ON_BROKER:
+        why = f"a broker takes back what is not done in half an hour: at most {LONGEST_ON_BROKER:g} seconds"
+        raise click.BadParameter(why, param_hint="--timeout")
+
+    def source_of() -> ClosableSource:
+        if backbone is None:
+            from gateway.handling.http_source import HttpSource  # noqa: PLC0415
+
+            return HttpSource(gateway_url, service, own_name)
+        from gateway.backbone import address, bindings  # noqa: PLC0415
+        from gateway.handling.broker_source import BrokerSource  # noqa: PLC0415
+        from gateway.settings import SettingsError, load  # noqa: PLC0415
+
+        given = {"backbone": backbone, "stream": stream, "exchanges": exchanges}
+        try:
+            settings = load(given, os.environ)
+        except SettingsError as error:
+            raise SourceError(str(error)) from None
+        exchange = bindings(settings.exchanges)[0][0]
+        return BrokerSource(address(settings), settings.stream, exchange, service, own_name, concurrency)
+
     async def work() -> None:
-        source = HttpSource(gateway_url, service, name or f"{socket.gethostname()}-{os.getpid()}")
+        source = source_of()
         runtime = Runtime(source, load(handler), concurrency=concurrency, timeout=seconds)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

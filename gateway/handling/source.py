@@ -54,3 +54,10 @@ class Source(Protocol):
 
     async def release(self, job: Job) -> None:
         """Give a job back unworked."""
+
+
+class ClosableSource(Source, Protocol):
+    """A source that holds connections."""
+
+    async def close(self) -> None:
+        """Close them."""

@@ -92,7 +92,7 @@ class RequestsApi:
         """Say where a request stands; with `wait` as soon as it is finished, or has changed."""
         asked = call.query("wait")
         seconds = _seconds("wait", asked.get("wait", "0"), MAX_WAIT, least=0)
-        request = self._requests.find(call.part("name"))
+        request = await self._requests.find(call.part("name"))
         seen = _position(call.headers.get(b"if-none-match"))
         if seconds:
             async with call.watched() as gone:
@@ -113,14 +113,14 @@ class RequestsApi:
     async def _cancel(self, call: Call) -> Response:
         """Take a request back."""
         call.check_bare()
-        request = self._requests.find(call.part("name"))
+        request = await self._requests.find(call.part("name"))
         await self._requests.cancel(request)
         return json_response(shown_request(request, None))
 
     async def _retry(self, call: Call) -> Response:
         """Have a failed request tried again."""
         call.check_bare()
-        request = self._requests.find(call.part("name"))
+        request = await self._requests.find(call.part("name"))
         await self._requests.retry(request)
         return json_response(shown_request(request, None), 202)
 

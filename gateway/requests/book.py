@@ -178,7 +178,7 @@ class Book:
             created=event.time,
             updated=event.time,
             expires=ms_of(change.expires),
-            due=0,
+            due=0 if change.next is UNSET else ms_of(change.next),
             begun=event.position,
             latest=event.position,
             reason="",

@@ -15,7 +15,7 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Protocol
 
 from msgspec import Raw
 
@@ -36,6 +36,28 @@ Publish = Callable[[Sequence[tuple[str, Change]]], Awaitable[None]]
 
 Data = Callable[[Request], Awaitable[Change | None]]
 """Returns the change that began a request, with its data; None if it is not there any more."""
+
+
+class Messages(Protocol):
+    """
+    The messages by which requests come, on a broker. One is done with when the change that ends its lease is
+    durable; by then there may be another for the same request.
+    """
+
+    def wanted(self, service: str) -> None:
+        """Somebody asks for requests of a service."""
+
+    def over(self, token: str) -> None:
+        """A request is over."""
+
+    def ending(self, token: str) -> Any:
+        """Return the message of a request whose lease ends; it is not that of the request any more."""
+
+    def ended(self, message: Any) -> None:
+        """The lease has ended."""
+
+    def goes_on(self, token: str, message: Any) -> None:
+        """The lease goes on after all."""
 
 
 @dataclass(slots=True)
@@ -67,17 +89,24 @@ class Leasing:
         options: their bounds.
         publish: writes changes.
         data: reads what a client handed in.
+        queue: what can be leased here; all of it unless given.
+
+    Attributes:
+        messages: by which requests come here, if they come by messages.
     """
 
-    def __init__(self, book: Book, options: Options, publish: Publish, data: Data) -> None:
+    def __init__(
+        self, book: Book, options: Options, publish: Publish, data: Data, queue: Queue | None = None
+    ) -> None:
         self.leases: dict[str, Lease] = {}
         self.lapsed = 0  # leases that ended because their worker was not heard of
         self.draining = False
+        self.messages: Messages | None = None
         self._book = book
         self._options = options
         self._publish = publish
         self._data = data
-        self._queue = Queue(book)
+        self._queue = Queue(book) if queue is None else queue
         self._by_token: dict[str, Lease] = {}
         self._waiters: dict[str, deque[asyncio.Future[None]]] = {}
 
@@ -89,9 +118,19 @@ class Leasing:
             lease = self._by_token.pop(request.token, None)
             if lease is not None:
                 self._drop(lease)
+            if self.messages is not None:
+                self.messages.over(request.token)
         elif request.state is State.QUEUED or request.token not in self._by_token:
             self._queue.add(request)
             self._wake(request.service)
+
+    def leased(self, token: str) -> bool:
+        """Return whether a worker has a request."""
+        return token in self._by_token or token in self._queue.taken
+
+    def wake(self, service: str) -> bool:
+        """Have whoever waits longest for requests of a service look again; return whether anybody waits."""
+        return self._wake(service)
 
     def waiting(self, service: str) -> int:
         """Return how many workers wait for requests of a service."""
@@ -149,6 +188,8 @@ class Leasing:
             if gone.done():
                 self._wake(service)  # what this one was woken for is somebody else's
                 return []
+            if self.messages is not None:
+                self.messages.wanted(service)
             found = self._queue.take(service, most, now_ms())
             leased = await self._begin(found, worker) if found else []
             left = deadline - loop.time()
@@ -245,7 +286,7 @@ class Leasing:
         if not again or failures >= self._options.tries:
             change = self._change(lease, State.FAILED, failures=failures, error=trouble)
         else:
-            seconds = self._backoff(failures) if delay is None else delay
+            seconds = backoff(self._options.backoff, failures) if delay is None else delay
             due = moment_of(now_ms() + round(seconds * 1000))
             change = self._change(lease, State.QUEUED, failures=failures, error=trouble, next=due)
         await self._end(lease, change)
@@ -254,13 +295,18 @@ class Leasing:
         """Write down how a lease ends; it goes on if that cannot be done."""
         self._drop(lease)
         self._by_token.pop(lease.request.token, None)
+        message = None if self.messages is None else self.messages.ending(lease.request.token)
         try:
             await self._publish([(lease.request.token, change)])
         except BaseException:
             if not lease.request.state.final:
+                if self.messages is not None:
+                    self.messages.goes_on(lease.request.token, message)
                 self._queue.taken.add(lease.request.token)
                 self.leases[lease.id] = self._by_token[lease.request.token] = lease
             raise
+        if self.messages is not None:
+            self.messages.ended(message)
 
     def _drop(self, lease: Lease) -> None:
         self.leases.pop(lease.id, None)
@@ -284,11 +330,6 @@ class Leasing:
     def _later(self) -> float:
         return asyncio.get_running_loop().time() + self._options.lease
 
-    def _backoff(self, failures: int) -> float:
-        """Return the seconds until the next try; spread, so that what failed together comes apart."""
-        longest: float = min(self._options.backoff * 2 ** min(failures - 1, 30), MAX_BACKOFF)
-        return longest * random.uniform(0.5, 1)  # no secret
-
     async def _wait(self, service: str, seconds: float, gone: asyncio.Future[None]) -> None:
         """Wait until it is worth looking again; whoever waits longest is woken first."""
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -311,6 +352,18 @@ class Leasing:
         if not woken.done():
             woken.set_result(None)
         return True
+
+
+def backoff(first: float, failures: int) -> float:
+    """
+    Return the seconds until the next try; spread, so that what failed together comes apart.
+
+    Args:
+        first: seconds after the first failure.
+        failures: how many there were.
+    """
+    longest: float = min(first * 2 ** min(failures - 1, 30), MAX_BACKOFF)
+    return longest * random.uniform(0.5, 1)  # no secret
 
 
 def over(request: Request, reason: str, detail: str) -> Change:

@@ -61,6 +61,16 @@ class Queue:
                 found.append(request)
         return found
 
+    def forget(self, token: str) -> None:
+        """Let a request not wait any more."""
+        request = self._book.get(token)
+        self.taken.discard(token)
+        if token in self._waiting:
+            self._waiting.discard(token)
+            ready = self._ready.get("" if request is None else request.service)
+            if ready is not None and token in ready:
+                ready.remove(token)
+
     def give_back(self, requests: list[Request]) -> None:
         """Undo `take`: they are the next again, in their order."""
         for request in reversed(requests):

@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from msgspec import UNSET, Raw
 from msgspec.json import encode
 
@@ -26,9 +28,10 @@ from gateway.log import Log, LogError
 from gateway.mint import Mint, now_ms
 from gateway.problems import Problem
 from gateway.requests.book import Book, Request, digest_of
-from gateway.requests.changes import TOPICS, TYPE, Change, State, change_of, moment_of, new_token
+from gateway.requests.changes import TOKEN, TOPICS, TYPE, Change, State, change_of, moment_of, new_token
 from gateway.requests.leasing import Leasing, over
 from gateway.requests.options import Options
+from gateway.requests.sharing import Feed, Later, Make, SharedQueue
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,26 @@ BUSY_SECONDS: Final = 5.0
 """What a client waits before it asks a full service again."""
 
 
+TOGETHER: Final = 100
+"""How many requests that are due are published together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """
+    What is this replica's to do, of several.
+
+    Attributes:
+        owns: says whether a key is this replica's.
+        make: makes what brings the requests of a service.
+        catch_up: waits until everything was read that is in the log by now; raises LogError.
+    """
+
+    owns: Callable[[str], bool]
+    make: Make
+    catch_up: Callable[[], Awaitable[None]]
+
+
 class Requests:
     """
     All requests of one gateway.
@@ -55,12 +78,31 @@ class Requests:
         log: where they are read again.
         window: its recent part.
         options: bounds.
+        shared: what is ours to do, where several replicas share a broker; None if this is the only one.
     """
 
-    def __init__(self, intake: Intake, mint: Mint, log: Log, window: Window, options: Options) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        mint: Mint,
+        log: Log,
+        window: Window,
+        options: Options,
+        shared: Shared | None = None,
+    ) -> None:
         self.options = options
         self.book = Book(round(options.keep * 1000))
-        self.leasing = Leasing(self.book, options, self._publish, self._data)
+        self.shared = shared
+        self.feed: Feed | None = None
+        if shared is None:
+            self.leasing = Leasing(self.book, options, self._publish, self._data)
+        else:
+            queue = SharedQueue(self.book)
+            self.leasing = Leasing(self.book, options, self._publish, self._data, queue)
+            self.feed = Feed(self.book, queue, shared.make, self.leasing.wake, self.leasing.leased)
+            self.leasing.messages = self.feed
+        self._later = Later()
+        self._again = False
         self.ready = False
         self.refused = 0  # calls that were answered 429
         self._intake = intake
@@ -83,41 +125,65 @@ class Requests:
 
     async def run(self) -> None:
         """Fill the book, then look after time; until cancelled."""
-        await self._fill()
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            now = now_ms()
-            try:
-                await self.leasing.sweep(now)
-                expired = [
-                    (each.token, over(each, "expired", "it was not done in time"))
-                    for each in self.book.sweep(now)
-                ]
-                await self._publish(expired)
-            except Problem as problem:
-                log.debug("requests.waiting", extra={"why": problem.detail})
+        async with asyncio.TaskGroup() as tasks:
+            if self.feed is not None:
+                tasks.create_task(self.feed.run())
+            while True:
+                self._again = False
+                await self._fill()
+                while not self._again:
+                    await asyncio.sleep(SWEEP_SECONDS)
+                    await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Do what time has brought, as far as it is ours to do."""
+        now = now_ms()
+        try:
+            await self.leasing.sweep(now)
+            expired = [each for each in self.book.sweep(now) if self._owns(each.token)]
+            detail = "it was not done in time"
+            await self._publish([(each.token, over(each, "expired", detail)) for each in expired])
+            if self.shared is not None:
+                await self._try_again([token for token in self._later.ripe(now) if self._owns(token)])
+        except Problem as problem:
+            log.debug("requests.waiting", extra={"why": problem.detail})
+
+    async def _try_again(self, tokens: list[str]) -> None:
+        """Put requests that are due into their queues."""
+        for start in range(0, len(tokens), TOGETHER):
+            found = [self.book.get(token) for token in tokens[start : start + TOGETHER]]
+            await self._publish([(each.token, _ready(each)) for each in found if each is not None])
+
+    def _owns(self, token: str) -> bool:
+        """Say whether a request is this replica's to look after."""
+        return self.shared is None or self.shared.owns(token)
+
+    def restart(self) -> None:
+        """The log is another one, or begins: read what it says of requests."""
+        self.ready = False
+        self.book.restart()
+        self.leasing.restart()
+        self._later.clear()
+        self._early.clear()
+        self._again = True
+        for token in list(self._waiters):
+            self._wake(token)
 
     def drain(self) -> None:
         """Let nobody wait any more."""
         self.leasing.drain()
+        if self.feed is not None:
+            self.feed.stop()
         for token in list(self._waiters):
             self._wake(token)
 
     async def _fill(self) -> None:
         """Read the log from as far back as requests live, then go on with what came meanwhile."""
-        back = round((self.options.ttl + self.options.keep) * 1000)
         begun = time.monotonic()
-        position = 0
-        while True:
+        position: int | None = None
+        while position is None:
             try:
-                position = await self._log.find_time(now_ms() - back)
-                while events := await self._log.read(position, READ_BYTES):
-                    position = events[-1].position
-                    for event in events:
-                        if event.topic.startswith(TOPICS):
-                            self.book.apply(event)
-                    await asyncio.sleep(0)
-                break
+                position = await self._read()
             except LogError as error:
                 log.warning("requests.unread", extra={"why": str(error)})
                 self.book.restart()
@@ -126,18 +192,38 @@ class Requests:
         for event in early:
             if event.position > position:
                 self.book.apply(event)
+        if self._again:
+            return  # the log became another one meanwhile
         self.ready = True
         for request in self.book:
-            self.leasing.changed(request)
+            self._changed(request)
         if len(self.book):
             seconds = round(time.monotonic() - begun, 1)
             log.info("requests.read", extra={"known": len(self.book), "seconds": seconds})
 
+    async def _read(self) -> int:
+        """Read the log up to its end, and return the position up to which it was read."""
+        back = round((self.options.ttl + self.options.keep) * 1000)
+        position = await self._log.find_time(now_ms() - back)
+        while events := await self._log.read(position, READ_BYTES):
+            position = events[-1].position
+            for event in events:
+                if event.topic.startswith(TOPICS):
+                    self.book.apply(event)
+            await asyncio.sleep(0)
+        return position
+
     def _apply(self, event: Event) -> None:
         request = self.book.apply(event)
         if request is not None:
-            self.leasing.changed(request)
+            self._changed(request)
             self._wake(request.token)
+
+    def _changed(self, request: Request) -> None:
+        self.leasing.changed(request)
+        if self.feed is not None:
+            self._later.changed(request)
+            self.feed.changed(request)
 
     # --- asked by clients -----------------------------------------------------------------------------------
 
@@ -172,6 +258,10 @@ class Requests:
             detail = f"the service {service} has {self.options.max_unfinished} unfinished requests already"
             raise Problem(429, detail, retry_after=BUSY_SECONDS)
         token = new_token()
+        if self.shared is not None and key is not None:
+            # Repeats through other replicas are told apart by the log only: so it has to be read before one
+            # of them is put into a queue.
+            change = msgspec.structs.replace(change, next=moment_of(now_ms()))
         await self._write([(token, change)], key)
         request = self.book.get(token)
         if request is None and key is not None:
@@ -192,15 +282,21 @@ class Requests:
         """Return a cursor behind which all changes of a request come."""
         return self._window.cursor(request.begun - 1)
 
-    def find(self, token: str) -> Request:
+    async def find(self, token: str) -> Request:
         """
         Return a request by its token.
 
         Raises:
-            Problem: 404; it does not tell whether there ever was one.
+            Problem: 404; it does not tell whether there ever was one. 503, the log cannot be asked.
         """
         self.check_ready()
         request = self.book.get(token)
+        if request is None and self.shared is not None and TOKEN.fullmatch(token):
+            try:  # it may have been handed in at another replica just now
+                await self.shared.catch_up()
+            except LogError as error:
+                raise Problem(503, error.told, retry_after=error.retry_after) from None
+            request = self.book.get(token)
         if request is None:
             raise Problem(404, "there is no such request, or it is over for long")
         return request
@@ -291,8 +387,23 @@ class Requests:
     # --- the log --------------------------------------------------------------------------------------------
 
     async def _publish(self, changes: Sequence[tuple[str, Change]]) -> None:
+        if changes and self.shared is not None:
+            changes = [(token, await self._whole(token, change)) for token, change in changes]
         if changes:
             await self._write(changes, None)
+
+    async def _whole(self, token: str, change: Change) -> Change:
+        """Return a change with the data, if it goes into a queue: its worker has it from there."""
+        request = self.book.get(token)
+        if request is None or change.state is not State.QUEUED or change.next is not UNSET:
+            return change
+        begun = await self._data(request)
+        if begun is None:
+            return over(request, "gone", "retention took its data")
+        expires = moment_of(request.expires) if change.expires is UNSET else change.expires
+        return msgspec.structs.replace(
+            change, data=begun.data, data_base64=begun.data_base64, expires=expires
+        )
 
     async def _write(self, changes: Sequence[tuple[str, Change]], key: str | None) -> None:
         """Write changes into the log; they are in the book when this returns."""
@@ -322,3 +433,10 @@ class Requests:
         for woken in self._waiters.pop(token, ()):
             if not woken.done():
                 woken.set_result(None)
+
+
+def _ready(request: Request) -> Change:
+    """Return the change by which a request that was to be tried later is ready now."""
+    return Change(
+        state=State.QUEUED, service=request.service, attempt=request.attempt, failures=request.failures
+    )

@@ -1,0 +1,290 @@
+"""
+Sharing: what a replica does for requests where several share a broker.
+
+Every replica has the whole book. What must be done by one of them at a time is done by the one that owns the
+request's bucket in the ring of replicas: it has those tried again that are due, and lets those expire whose
+time is over. Should two do so, the log has it twice, and the book takes the first.
+
+Who leases requests at this replica gets those that came to it from the buckets' queues. It takes part in a
+service, as a worker does, for as long as somebody leases there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from gateway.requests.book import Book, Request
+from gateway.requests.changes import State
+from gateway.requests.queue import Queue
+
+if TYPE_CHECKING:
+    from gateway.handling.consumer import Consumer, Held
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS: Final = 30.0
+"""How long a replica takes part in a service after somebody last asked it for requests."""
+
+UNKNOWN_SECONDS: Final = 60.0
+"""How long a message waits for its request to come by the log; then there is none."""
+
+PREFETCH: Final = 4
+"""Requests of a bucket that wait here for somebody to lease them."""
+
+LOOK_SECONDS: Final = 1.0
+
+
+Make = Callable[[str, "Callable[[Held], None]", Callable[[str], None]], "Consumer"]
+"""Makes the consumer of a service: `make(service, take, over)`."""
+
+
+class Later:
+    """Requests that are to be tried again at some time."""
+
+    def __init__(self) -> None:
+        self._due: dict[str, int] = {}
+
+    def changed(self, request: Request) -> None:
+        """A request has changed, or was found at the start."""
+        if request.state is State.QUEUED and request.due:
+            self._due[request.token] = request.due
+        else:
+            self._due.pop(request.token, None)
+
+    def ripe(self, now: int) -> list[str]:
+        """Return the tokens of those that are due, in that order; they stay here until they change."""
+        found = [(due, token) for token, due in self._due.items() if due <= now]
+        return [token for _, token in sorted(found)]
+
+    def clear(self) -> None:
+        """Forget everything: the log is another one."""
+        self._due.clear()
+
+
+class SharedQueue(Queue):
+    """The requests of which this replica has the message: no others can be leased here."""
+
+    def __init__(self, book: Book) -> None:
+        super().__init__(book)
+        self._here: set[str] = set()
+
+    def add(self, request: Request) -> None:
+        """Let a request wait, if it is ours to give."""
+        if request.token in self._here:
+            super().add(request)
+
+    def deliver(self, request: Request) -> None:
+        """Let a request wait that came to us."""
+        self._here.add(request.token)
+        super().add(request)
+
+    def let_go(self, token: str) -> None:
+        """It is not ours any more."""
+        self._here.discard(token)
+
+    def keep(self, token: str) -> None:
+        """It is ours after all."""
+        self._here.add(token)
+
+    def clear(self) -> None:
+        """Forget everything: the log is another one."""
+        super().clear()
+        self._here.clear()
+
+
+@dataclass(slots=True)
+class _Taking:
+    """A service in which we take part."""
+
+    consumer: Consumer
+    task: asyncio.Task[None]
+    wanted: float  # when somebody last asked
+
+
+class Feed:
+    """
+    Brings what comes from the queues to those who lease.
+
+    Args:
+        book: where requests stand.
+        queue: what can be leased here.
+        make: makes the consumer of a service: `make(service, take, over)`.
+        wake: wakes somebody who waits for requests of a service.
+        leased: whether somebody has a lease of a request.
+    """
+
+    def __init__(
+        self,
+        book: Book,
+        queue: SharedQueue,
+        make: Make,
+        wake: Callable[[str], object],
+        leased: Callable[[str], bool],
+    ) -> None:
+        self._book = book
+        self._queue = queue
+        self._make = make
+        self._wake = wake
+        self._leased = leased
+        self._taking: dict[str, _Taking] = {}
+        self._wanted: set[str] = set()
+        self._held: dict[str, Held] = {}  # those that can be leased, or are
+        self._early: dict[str, tuple[Held, float]] = {}  # those that the log has not told of yet
+        self._acts: asyncio.Queue[tuple[Held, bool]] = asyncio.Queue()  # with whether it is put back
+        self._news = asyncio.Event()
+        self._stopped = False
+
+    def wanted(self, service: str) -> None:
+        """Somebody asks for requests of a service."""
+        taking = self._taking.get(service)
+        if taking is not None:
+            taking.wanted = time.monotonic()
+        elif not self._stopped:
+            self._wanted.add(service)
+            self._news.set()
+
+    def changed(self, request: Request) -> None:
+        """A request has changed: perhaps its message was here already."""
+        early = self._early.pop(request.token, None)
+        if early is not None:
+            self._offer(request, *early)
+
+    def over(self, token: str) -> None:
+        """See `Messages`."""
+        self.ended(self.ending(token))
+
+    def ending(self, token: str) -> Held | None:
+        """See `Messages`."""
+        self._queue.let_go(token)
+        return self._held.pop(token, None)
+
+    def ended(self, message: Held | None) -> None:
+        """See `Messages`."""
+        if message is not None:
+            self._acts.put_nowait((message, False))
+
+    def goes_on(self, token: str, message: Held | None) -> None:
+        """See `Messages`."""
+        if message is not None:
+            self._held[token] = message
+            self._queue.keep(token)
+
+    def stop(self) -> None:
+        """Take nothing more, and let others have what nobody leased."""
+        self._stopped = True
+        for taking in self._taking.values():
+            self._leave(taking)
+
+    async def run(self) -> None:
+        """Take part where it is wanted; until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._act())
+            try:
+                while True:
+                    try:
+                        async with asyncio.timeout(LOOK_SECONDS):
+                            await self._news.wait()
+                    except TimeoutError:
+                        pass
+                    self._news.clear()
+                    while self._wanted:
+                        self._begin(self._wanted.pop(), tasks)
+                    self._look()
+            finally:
+                self.stop()
+
+    def _begin(self, service: str, tasks: asyncio.TaskGroup) -> None:
+        consumer = self._make(service, self._arrived, self._hear)
+        task = tasks.create_task(self._consume(consumer))
+        self._taking[service] = _Taking(consumer, task, time.monotonic())
+
+    async def _consume(self, consumer: Consumer) -> None:
+        """Run a consumer; one that the broker refuses must not end the gateway."""
+        from gateway.handling.source import SourceError  # noqa: PLC0415
+
+        try:
+            await consumer.run()
+        except ExceptionGroup as group:
+            refused, other = group.split(SourceError)
+            if other is not None:
+                raise other from None
+            why = str(refused.exceptions[0] if refused is not None else group)
+            log.error("requests.refused", extra={"service": consumer.service, "why": why})  # noqa: TRY400
+
+    def _leave(self, taking: _Taking) -> None:
+        """Leave a service; what is leased goes on until it is over."""
+        taking.consumer.stop()
+        for token, held in list(self._held.items()):
+            if held.consumer is taking.consumer and not self._leased(token):
+                self._drop(token, put_back=True)
+        for token, (held, _) in list(self._early.items()):
+            if held.consumer is taking.consumer:
+                del self._early[token]
+                self._acts.put_nowait((held, True))
+
+    def _look(self) -> None:
+        """Look what time has brought."""
+        now = time.monotonic()
+        for service, taking in list(self._taking.items()):
+            mine = [token for token, held in self._held.items() if held.consumer is taking.consumer]
+            taking.consumer.busy = sum(map(self._leased, mine))
+            if taking.task.done():
+                del self._taking[service]
+            elif now - taking.wanted > IDLE_SECONDS and not taking.consumer.busy:
+                self._leave(taking)
+                taking.task.cancel()
+                del self._taking[service]
+        for token, held in list(self._held.items()):
+            if not self._leased(token) and (held.lost or held.bucket not in held.consumer.buckets):
+                self._drop(token, put_back=True)
+        self._look_at_early(now)
+
+    def _look_at_early(self, now: float) -> None:
+        """Give up messages whose requests did not come by the log."""
+        for token, (held, since) in list(self._early.items()):
+            if held.lost:
+                del self._early[token]
+            elif now - since > UNKNOWN_SECONDS:
+                log.warning("requests.unknown", extra={"token": token})
+                del self._early[token]
+                self._acts.put_nowait((held, False))
+
+    def _drop(self, token: str, *, put_back: bool) -> None:
+        self._queue.let_go(token)
+        self._queue.forget(token)
+        self._acts.put_nowait((self._held.pop(token), put_back))
+
+    def _arrived(self, held: Held) -> None:
+        request = self._book.get(held.token)
+        if request is None:
+            self._early[held.token] = held, time.monotonic()
+        else:
+            self._offer(request, held, time.monotonic())
+
+    def _offer(self, request: Request, held: Held, since: float) -> None:
+        """Let a request be leased, now that both are here: what the log says, and the message."""
+        stale = held.change is not None and held.change.failures < request.failures
+        known = self._held.get(request.token)
+        if known is not None and known.lost:
+            self._held[request.token] = held  # it came again, after its connection had ended
+        elif request.state.final or stale or known is not None:
+            self._acts.put_nowait((held, False))
+        elif request.due:  # the log has not told yet that it is due
+            self._early[request.token] = held, since
+        else:
+            self._held[request.token] = held
+            self._queue.deliver(request)
+            self._wake(request.service)
+
+    def _hear(self, _token: str) -> None:
+        """The log says so as well."""
+
+    async def _act(self) -> None:
+        while True:
+            held, put_back = await self._acts.get()
+            await (held.put_back() if put_back else held.acknowledge())
