@@ -377,7 +377,7 @@ def _requests(gateway: Gateway) -> Requests:
 
         stream = cast("StreamLog", gateway.log)
         make = request_consumer(settings, gateway.replicas.name)
-        shared = Shared(gateway.replicas.owns, make, stream.catch_up)
+        shared = Shared(gateway.replicas.bucket, gateway.replicas.owned, make, stream.catch_up)
     return Requests(gateway.intake, mint, gateway.log, gateway.hub.window, options, shared)
 
 

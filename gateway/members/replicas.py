@@ -72,10 +72,13 @@ class Replicas:
         """The address of this replica; empty if it has none to tell."""
         return self._facts().url
 
-    def owns(self, key: str) -> bool:
-        """Say whether a key is this replica's, with nobody else who may think so; to be asked each time."""
-        membership = self.membership
-        return membership.owns(membership.ring.bucket(key), time.monotonic())
+    def bucket(self, key: str) -> int:
+        """Return the bucket of a key."""
+        return self.membership.ring.bucket(key)
+
+    def owned(self) -> frozenset[int]:
+        """Return the buckets that are this replica's and nobody else's; to be asked each time."""
+        return self.membership.owned(time.monotonic())
 
     def share(self) -> float:
         """Return which part of the keys belongs to this replica."""

@@ -31,7 +31,7 @@ from gateway.requests.book import Book, Request, digest_of
 from gateway.requests.changes import TOKEN, TOPICS, TYPE, Change, State, change_of, moment_of, new_token
 from gateway.requests.leasing import Leasing, over
 from gateway.requests.options import Options
-from gateway.requests.sharing import Feed, Later, Make, SharedQueue
+from gateway.requests.sharing import Feed, Later, Make, Ours, SharedQueue
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +58,14 @@ class Shared:
     What is this replica's to do, of several.
 
     Attributes:
-        owns: says whether a key is this replica's.
+        bucket: returns the bucket of a key, in the ring of replicas.
+        owned: returns the buckets that are this replica's.
         make: makes what brings the requests of a service.
         catch_up: waits until everything was read that is in the log by now; raises LogError.
     """
 
-    owns: Callable[[str], bool]
+    bucket: Callable[[str], int]
+    owned: Callable[[], frozenset[int]]
     make: Make
     catch_up: Callable[[], Awaitable[None]]
 
@@ -102,6 +104,8 @@ class Requests:
             self.feed = Feed(self.book, queue, shared.make, self.leasing.wake, self.leasing.leased)
             self.leasing.messages = self.feed
         self._later = Later()
+        self._ours = None if shared is None else Ours(shared.owned)
+        self._due = asyncio.Event()
         self._again = False
         self.ready = False
         self.refused = 0  # calls that were answered 429
@@ -132,12 +136,19 @@ class Requests:
                 self._again = False
                 await self._fill()
                 while not self._again:
-                    await asyncio.sleep(SWEEP_SECONDS)
+                    try:
+                        async with asyncio.timeout(SWEEP_SECONDS):
+                            await self._due.wait()
+                    except TimeoutError:
+                        pass
+                    self._due.clear()
                     await self._sweep()
 
     async def _sweep(self) -> None:
         """Do what time has brought, as far as it is ours to do."""
         now = now_ms()
+        if self._ours is not None:
+            self._ours.look(time.monotonic())
         try:
             await self.leasing.sweep(now)
             expired = [each for each in self.book.sweep(now) if self._owns(each.token)]
@@ -156,7 +167,7 @@ class Requests:
 
     def _owns(self, token: str) -> bool:
         """Say whether a request is this replica's to look after."""
-        return self.shared is None or self.shared.owns(token)
+        return self.shared is None or self._ours is None or self.shared.bucket(token) in self._ours
 
     def restart(self) -> None:
         """The log is another one, or begins: read what it says of requests."""
@@ -224,6 +235,8 @@ class Requests:
         if self.feed is not None:
             self._later.changed(request)
             self.feed.changed(request)
+            if request.due and request.due <= now_ms() and self._owns(request.token):
+                self._due.set()
 
     # --- asked by clients -----------------------------------------------------------------------------------
 

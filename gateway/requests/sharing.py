@@ -43,6 +43,38 @@ Make = Callable[[str, "Callable[[Held], None]", Callable[[str], None]], "Consume
 """Makes the consumer of a service: `make(service, take, over)`."""
 
 
+SETTLE_SECONDS: Final = 2.0
+"""
+How long a bucket must have been ours before anything is done for it: by then all is read that was written by
+whoever had it.
+"""
+
+
+class Ours:
+    """
+    Which buckets have been this replica's for long enough.
+
+    Args:
+        owned: those that are its own now.
+    """
+
+    def __init__(self, owned: Callable[[], frozenset[int]]) -> None:
+        self._owned = owned
+        self._known = frozenset[int]()
+        self._since: dict[int, float] = {}
+
+    def look(self, now: float) -> None:
+        """Notice what changed; to be called often. `now` is the monotonic clock's."""
+        owned = self._owned()
+        if owned is not self._known:
+            self._since = {bucket: self._since.get(bucket, now) for bucket in owned}
+            self._known = owned
+
+    def __contains__(self, bucket: int) -> bool:
+        since = self._since.get(bucket)
+        return since is not None and time.monotonic() - since > SETTLE_SECONDS and bucket in self._owned()
+
+
 class Later:
     """Requests that are to be tried again at some time."""
 

@@ -89,10 +89,15 @@ class GatewayProcess:
         self.data = str(data) if data is not None else str(Path(self._folder.name) / "data")
         self.host = str(settings.pop("host", "127.0.0.1"))
         self.port = int(settings.pop("port", 0)) or free_port()
-        self._settings = {"drain_seconds": 0, **settings}
+        self._settings: dict[str, Any] = {"drain_seconds": 0, **settings}
         self._environ = {**clean_environment(), **(environ or {})}
         self._log = Path(self._folder.name) / "log"
         self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was given."""
+        return dict(self._settings)
 
     @property
     def url(self) -> str:

@@ -27,7 +27,7 @@ class WorkerProcess:
     One worker.
 
     Args:
-        url: of its gateway.
+        url: of its gateway, or of its broker.
         service: whose requests it works on.
         code: of a module that has `handle`.
         flags: further ones, as `concurrency=4`.
@@ -38,8 +38,9 @@ class WorkerProcess:
         self._path = Path(self._folder.name)
         (self._path / "handler_of_test.py").write_text(code)
         more = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        source = f"--backbone={url}" if url.startswith("amqp") else f"--gateway={url}"
         self.command = sluice_command(
-            "worker", "handler_of_test:handle", f"--service={service}", f"--gateway={url}", *more
+            "worker", "handler_of_test:handle", f"--service={service}", source, *more
         )
         self._child: subprocess.Popen[bytes] | None = None
 
