@@ -31,7 +31,7 @@ from gateway.amqp.link import (
     said,
 )
 from gateway.amqp.properties import PropertiesError, encode, encode_headers
-from gateway.amqp.topology import DEAD_ARGUMENTS, Topology, check_version, refusal
+from gateway.amqp.topology import DEAD_ARGUMENTS, QUEUE_ARGUMENTS, Topology, check_version, refusal
 from gateway.members.member import exchange_of, holders_of
 from gateway.stream_messages import JSON, Received
 from gateway.stream_reading import read_message
@@ -92,6 +92,7 @@ async def look(address: Address, topology: Topology) -> Found:
         dead = await _dead(first.link, topology)
         await _rights(first.link, topology)
         await _members(first.link, topology.stream)
+        await _requests(first.link, topology)
         await _publishing(first)
         replicas, bare = await _replicas(links, topology.stream) if stream else ([], [])
         oldest = newest = None
@@ -301,6 +302,15 @@ async def _members(link: Link, stream: str) -> None:
     unbind = commands.Exchange.Unbind(destination=exchange, source=exchange, routing_key=queue)
     await _try(link, unbind, what)
     await _try(link, commands.Basic.Consume(queue=queue), what)
+
+
+async def _requests(link: Link, topology: Topology) -> None:
+    """Find out whether the queues of requests are as they must be, or may be made."""
+    for name, key in topology.queues:
+        what = f"the queue of requests {name!r}"
+        await _queue(link, name, QUEUE_ARGUMENTS, what)
+        unbind = commands.Queue.Unbind(queue=name, exchange=topology.exchange, routing_key=f"{key}.check")
+        await _try(link, unbind, what)
 
 
 async def _publishing(node: _Node) -> None:

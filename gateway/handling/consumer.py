@@ -25,10 +25,13 @@ import aio_pika
 import msgspec
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
 from aiormq.exceptions import (
+    AuthenticationError,
     ChannelAccessRefused,
     ChannelInvalidStateError,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
+    ConnectionNotAllowed,
+    ProbableAuthenticationError,
 )
 
 from fanout.ring import BOUND
@@ -49,6 +52,16 @@ HEARTBEAT: Final = 3
 Seconds. The broker ends the connection of who stands still after twice or three times as long, and gives what
 it had to others.
 """
+
+REFUSALS: Final = (
+    AuthenticationError,
+    ProbableAuthenticationError,
+    ConnectionNotAllowed,
+    ChannelAccessRefused,
+    ChannelPreconditionFailed,
+    ChannelNotFoundEntity,
+)
+"""What will not change by itself, if it never was otherwise."""
 
 STEP_SECONDS: Final = 10.0
 """How long one step on the broker may take."""
@@ -225,7 +238,7 @@ class Consumer:
             begun = time.monotonic()
             try:
                 await self._serve(host)
-            except (ChannelAccessRefused, ChannelPreconditionFailed, ChannelNotFoundEntity) as error:
+            except REFUSALS as error:
                 if not self._connected:
                     raise SourceError(f"the broker at {self._address.name(host)} refuses: {error}") from None
                 self._lost(host, error)

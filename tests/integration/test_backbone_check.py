@@ -225,6 +225,22 @@ def test_a_replica_that_may_not_take_part_is_told_and_serves(
         assert "access" in gateway.log_text()
 
 
+def test_queues_of_requests_need_permissions_as_well(broker: Broker, names: dict[str, Any]) -> None:
+    """With services, check and start are refused without them, and content with them."""
+    services: dict[str, Any] = {"services": "reports"}
+    url = user(broker, *(each.format(names["stream"]) for each in ALLOWED))
+    done = check(url, **names, **services)
+    assert done.returncode == 1
+    assert "the queue of requests" in done.stderr
+    assert "this user may not (" in start(url, **names, **services)
+    wider = [each.replace("member", "(member|requests)") for each in ALLOWED]
+    url = user(broker, *(each.format(names["stream"]) for each in wider))
+    for _ in range(2):
+        assert check(url, **names, **services).returncode == 0
+        with GatewayProcess(backbone=url, **names, **services) as gateway:
+            assert gateway.get("/v1/services")[0] == 200
+
+
 def test_the_documented_permissions_are_enough(broker: Broker, names: dict[str, Any]) -> None:
     """With exactly the permissions it needs, check is content, and a gateway serves."""
     url = user(broker, *(each.format(names["stream"]) for each in ALLOWED))
