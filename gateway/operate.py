@@ -45,6 +45,7 @@ class Operate:
             Route("/v1/connections/{name}", self.connection),
             Route("/v1/topics", self.topics),
             Route("/v1/replicas", self.replicas),
+            Route("/v1/ring", self.ring),
             Route("/v1/route", self.route),
         ]
 
@@ -99,6 +100,10 @@ class Operate:
     async def replicas(self, _request: Request) -> Response:
         """Return the replicas that share the stream, with the part of all keys that each owns."""
         return json_response(self._gateway.replicas.shown())
+
+    async def ring(self, _request: Request) -> Response:
+        """Return who owns which bucket: of the replicas, and of the other groups."""
+        return json_response(self._gateway.replicas.map())
 
     async def route(self, request: Request) -> Response:
         """Return the replica that the clients of a key belong to."""

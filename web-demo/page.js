@@ -3,6 +3,8 @@
 import { Audit, matches } from "./audit.js";
 import { Client, TRANSPORTS, eventsUrl, head, newId, publish, sleep } from "./client.js";
 import { duration, element, find, number, offerCommand, quote } from "./parts.js";
+import "./requests.js";
+import "./ring.js";
 import "./webhooks.js";
 
 const SHOWN_EVENTS = 20;

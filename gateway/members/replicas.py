@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from fanout.heartbeat import State
+from fanout.heartbeat import SUSPECT_AFTER, State
 from fanout.membership import Membership
+from fanout.ring import Ring, ring_of
 from gateway.members.wire import Facts, Seen
+from gateway.requests.buckets import BUCKETS as SERVICE_BUCKETS
 
 if TYPE_CHECKING:
     from gateway.members.member import Member
 
 GROUP: Final = "replica"
+SERVICES: Final = "service."
+"""How the groups of request workers begin; the name of the service follows."""
 
 MAX_KEY: Final = 255
 """Characters of a key."""
@@ -134,6 +138,22 @@ class Replicas:
             "groups": self._groups(now),
         }
 
+    def map(self) -> dict[str, Any]:
+        """
+        Return the owner of each bucket, as an index into the members; of other groups as it has to be by who
+        is heard of, for only their members know what they agreed on.
+        """
+        now = time.monotonic()
+        names: dict[str, list[str]] = {}
+        for seen in [] if self.member is None else self.member.seen.values():
+            if seen.group.startswith(SERVICES):
+                living = seen.heartbeat.state is State.ALIVE and now - seen.heard < SUSPECT_AFTER
+                names.setdefault(seen.group, []).extend([seen.heartbeat.name] * living)
+        groups = {
+            group: _map(ring_of(tuple(sorted(found)), SERVICE_BUCKETS)) for group, found in names.items()
+        }
+        return {"replicas": _map(self.membership.ring), "groups": groups}
+
     def _groups(self, now: float) -> dict[str, list[dict[str, Any]]]:
         """Return the members of the other groups, as they say themselves."""
         groups: dict[str, list[dict[str, Any]]] = {}
@@ -155,6 +175,15 @@ class Replicas:
 
     def _seen(self, name: str) -> Seen | None:
         return None if self.member is None else self.member.seen.get((GROUP, name))
+
+
+def _map(ring: Ring) -> dict[str, Any]:
+    indices = {name: index for index, name in enumerate(ring.members)}
+    owners = [ring.owner_of(bucket) for bucket in range(ring.buckets)]
+    return {
+        "members": ring.members,
+        "owners": [None if owner is None else indices[owner] for owner in owners],
+    }
 
 
 def _origin(url: str) -> str:

@@ -31,6 +31,8 @@ FILES = {
     "/demo/client.js": "text/javascript",
     "/demo/audit.js": "text/javascript",
     "/demo/parts.js": "text/javascript",
+    "/demo/requests.js": "text/javascript",
+    "/demo/ring.js": "text/javascript",
     "/demo/webhooks.js": "text/javascript",
 }
 

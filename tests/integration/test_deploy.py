@@ -169,6 +169,7 @@ async def test_every_transport_passes(kind: str, replicas: list[GatewayProcess])
             "/v1/connections/x",
             "/admin",
             "/v1/replicas",
+            "/v1/ring",
         ):
             assert (await fetch(balancer.address, path)).status == 403, path
 
