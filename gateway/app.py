@@ -41,7 +41,7 @@ from gateway.polling import Poller
 from gateway.problems import EXCEPTION_HANDLERS, Problem, method_not_allowed
 from gateway.publish import TOPIC_PATH, PublishEvents, PublishTopic
 from gateway.requests.api import RequestsApi
-from gateway.requests.door import Door
+from gateway.requests.door import SERVICES, Door, no_services
 from gateway.requests.options import Options
 from gateway.requests.service import Requests, Shared
 from gateway.session import Services
@@ -296,6 +296,8 @@ class Gateway:
         if self.requests is not None:
             routes += RequestsApi(self.requests, self.intake, settings).routes()
             routes += Door(self.requests, self.intake, settings).routes()
+        else:
+            routes.append(Route(SERVICES, no_services))
         routes += demo.routes(settings, self.intake, webhooks=self.webhooks is not None)
         application = Starlette(
             routes=routes,

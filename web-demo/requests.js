@@ -66,7 +66,7 @@ class Row {
 
   #take(way, told) {
     const at = this.shown[way];
-    if (FINAL.has(at.state)) return;
+    if (FINAL.has(at.state) || !told.state) return;
     Object.assign(at, { state: told.state, after: performance.now() - this.#began });
     this.last = { ...this.last, ...told };
     show();
@@ -103,11 +103,10 @@ class Row {
     const source = new EventSource(eventsUrl(document.baseURI, { topic: [topic], cursor: "earliest" }));
     const close = () => source.close();
     signal.addEventListener("abort", close);
-    source.addEventListener("sluice.request", ({ data }) => {
-      const told = JSON.parse(data);
-      this.#take("SSE", told.data ?? told);
+    source.onmessage = ({ data }) => {
+      this.#take("SSE", JSON.parse(data).data);
       if (FINAL.has(this.shown.SSE.state)) close();
-    });
+    };
   }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -170,6 +171,11 @@ class Door:
         call.check_bare()
         await self._leasing.release(call.part("lease"))
         return _done()
+
+
+async def no_services(_request: Request) -> Response:
+    """Answer for a gateway that takes no requests."""
+    return json_response({"services": []})
 
 
 def _done() -> Response:

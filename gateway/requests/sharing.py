@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gateway.requests.book import Book, Request
-from gateway.requests.changes import State
+from gateway.requests.changes import Change, State
 from gateway.requests.queue import Queue
 
 if TYPE_CHECKING:
@@ -300,14 +300,15 @@ class Feed:
 
     def _offer(self, request: Request, held: Held, since: float) -> None:
         """Let a request be leased, now that both are here: what the log says, and the message."""
-        stale = held.change is not None and held.change.failures < request.failures
+        change = held.change
+        stale = change is not None and change.failures < request.failures
         known = self._held.get(request.token)
         if known is not None and known.lost:
             self._held[request.token] = held  # it came again, after its connection had ended
+        elif change is not None and _leads(change, request):
+            self._early[request.token] = held, since
         elif request.state.final or stale or known is not None:
             self._acts.put_nowait((held, False))
-        elif request.due:  # the log has not told yet that it is due
-            self._early[request.token] = held, since
         else:
             self._held[request.token] = held
             self._queue.deliver(request)
@@ -320,3 +321,10 @@ class Feed:
         while True:
             held, put_back = await self._acts.get()
             await (held.put_back() if put_back else held.acknowledge())
+
+
+def _leads(change: Change, request: Request) -> bool:
+    """Say whether a message tells more than the log has told yet: that a request is due, or tried again."""
+    if request.state is State.FAILED:
+        return change.retry and change.attempt >= request.attempt
+    return request.due > 0 and not request.state.final and change.failures >= request.failures

@@ -392,8 +392,9 @@ async def test_pages_of_requests(api: Api) -> None:
 
 
 async def test_without_services_there_are_none(own: Address) -> None:
-    """The paths are not there at all."""
-    for path in ("/v1/requests", "/v1/services", f"/v1/requests/{NOBODY}"):
+    """The list of services is empty, and the other paths are not there at all."""
+    assert (await fetch(own, "/v1/services")).json == {"services": []}
+    for path in ("/v1/requests", f"/v1/requests/{NOBODY}", "/v1/services/reports:lease"):
         assert (await fetch(own, path)).status == 404
 
 
