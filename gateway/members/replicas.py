@@ -128,6 +128,7 @@ class Replicas:
                 others.append({**_shown_seen(seen, peer.state, now), "share": share})
         return {
             "self": self.name,
+            "owned": len(membership.owned(now)),
             "view": {
                 "version": membership.view.version,
                 "digest": membership.view.digest,

@@ -18,12 +18,14 @@ from tests.support.accounts import until
 from tests.support.browser import chromium
 from tests.support.clients import Address, Closed, Ended, Head, Tcp, fetch, open_subscriber, request_bytes
 from tests.support.clients import until as until_asked
+from tests.support.hose import Hose
 from tests.support.host import address_of
 from tests.support.rabbitmq import Broker
 from tests.support.server import GatewayProcess, free_port
 
 KEYS = [f"user-{number}" for number in range(200)]
 _numbers = count(1)
+DEADLINE = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +56,9 @@ class Group:
     def launch(self, name: str, **settings: Any) -> GatewayProcess:
         """Start one more."""
         port = free_port()
+        backbone = settings.pop("backbone", self._broker.url)
         gateway = GatewayProcess(
-            backbone=self._broker.url,
+            backbone=backbone,
             stream=self.stream,
             exchanges=f"{self.stream}:#",
             name=name,
@@ -164,6 +167,38 @@ async def test_one_that_stands_still_owns_nothing_and_comes_back(group: Group) -
     finally:
         group.replicas["c"].thaw()
     await group.agree("a", "b", "c")
+
+
+async def test_one_that_is_cut_off_stops_before_others_begin(broker: Broker) -> None:
+    """A replica whose connections stay open while nothing comes through: no bucket is ever owned twice."""
+    async with Hose(broker.port) as hose:
+        group = Group(broker, "a", "b")
+        try:
+            third = group.launch("c", backbone=broker.url.replace(f":{broker.port}", f":{hose.port}"))
+            await group.agree("a", "b", "c")
+            total = Ring("abc").buckets
+            loop = asyncio.get_running_loop()
+            hose.pinch()
+            begun = loop.time()
+            stopped = taken = 0.0
+            while not taken:
+                # Others first: had c something after they had it, it would be seen.
+                others = sum([(await group.view(name))["owned"] for name in "ab"])
+                own = (await group.view("c"))["owned"]
+                now = loop.time() - begun
+                assert others + own <= total, "a bucket has two owners"
+                stopped = stopped or (now if not own else 0.0)
+                taken = now if others == total else 0.0
+                assert now < DEADLINE
+            print(f"it stopped after {stopped:.2f} s, others had its share after {taken:.2f} s")  # noqa: T201
+            assert stopped < taken
+            assert (await group.view("c"))["replicas"][2]["state"] == "apart"
+            route = await fetch(address_of(third), "/v1/route", [("key", group.keys_of("a", "a", "b")[0])])
+            assert route.json["url"] is None, "it sends nobody anywhere"
+            hose.release()
+            await group.agree("a", "b", "c")
+        finally:
+            group.close()
 
 
 async def test_one_that_drains_leaves_at_once(group: Group) -> None:
