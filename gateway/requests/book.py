@@ -52,6 +52,7 @@ class Request:
         reason: why it failed, in a word; empty if it did not.
         key: the id of its first event, which repeats of the same call share; None if its client gave none.
         digest: stands for its data.
+        lease: stands for the lease of the worker that has it; empty if none of the door's has.
     """
 
     token: str
@@ -69,6 +70,7 @@ class Request:
     reason: str
     key: str | None
     digest: bytes
+    lease: str = ""
 
 
 class Book:
@@ -117,6 +119,10 @@ class Book:
         if not _matters(request, change):
             return None
         was_final = request.state.final
+        if change.lease is not UNSET:
+            request.lease = change.lease
+        elif change.state is not State.RUNNING or change.attempt != request.attempt:
+            request.lease = ""
         request.state = change.state
         request.attempt = change.attempt
         request.failures = change.failures

@@ -82,6 +82,7 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         result: what came of it.
         error: why it failed, or the last attempt.
         retry: an operator has a failed one tried again.
+        lease: stands for the lease of the worker that has it, so that any replica can tell it.
     """
 
     state: State
@@ -96,6 +97,7 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     result: Raw | UnsetType = UNSET
     error: Trouble | UnsetType = UNSET
     retry: bool = False
+    lease: str | UnsetType = UNSET
 
 
 class _Envelope(msgspec.Struct):

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Final, Protocol
 
 from msgspec import Raw
@@ -22,7 +24,7 @@ from msgspec import Raw
 from gateway.mint import now_ms
 from gateway.problems import Problem
 from gateway.requests.book import Book, Request
-from gateway.requests.changes import Change, State, Trouble, moment_of
+from gateway.requests.changes import TOKEN, Change, State, Trouble, moment_of
 from gateway.requests.options import Options
 from gateway.requests.queue import Queue
 
@@ -71,6 +73,7 @@ class Lease:
         attempt: which time this is.
         worker: the name that it gave itself.
         until: when it ends, by the loop's clock.
+        elsewhere: it was given by another replica, which looks after it.
     """
 
     id: str
@@ -78,6 +81,7 @@ class Lease:
     attempt: int
     worker: str
     until: float
+    elsewhere: bool = False
 
 
 class Leasing:
@@ -93,6 +97,7 @@ class Leasing:
 
     Attributes:
         messages: by which requests come here, if they come by messages.
+        catch_up: waits until what other replicas have said is known here, if there are any.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Leasing:
         self.lapsed = 0  # leases that ended because their worker was not heard of
         self.draining = False
         self.messages: Messages | None = None
+        self.catch_up: Callable[[], Awaitable[None]] | None = None
         self._book = book
         self._options = options
         self._publish = publish
@@ -120,9 +126,23 @@ class Leasing:
                 self._drop(lease)
             if self.messages is not None:
                 self.messages.over(request.token)
-        elif request.state is State.QUEUED or request.token not in self._by_token:
+            return
+        lease = self._by_token.get(request.token)
+        if lease is not None and self.messages is not None:
+            self._changed_elsewhere(lease, request)
+        elif request.state is State.QUEUED or lease is None:
             self._queue.add(request)
             self._wake(request.service)
+
+    def _changed_elsewhere(self, lease: Lease, request: Request) -> None:
+        """The worker that has a lease of ours spoke to another replica."""
+        assert self.messages is not None
+        if request.state is State.RUNNING and request.attempt == lease.attempt:
+            lease.until = self._later()
+        else:
+            del self._by_token[request.token]
+            self._drop(lease)
+            self.messages.over(request.token)
 
     def leased(self, token: str) -> bool:
         """Return whether a worker has a request."""
@@ -204,11 +224,14 @@ class Leasing:
         Raises:
             Problem: 404, there is no such lease; 413, 503.
         """
-        lease = self._find(id)
+        lease = await self._find(id)
         lease.until = self._later()
+        members: dict[str, Any] = {}
         if bytes(progress):
             self._check_size(progress, "progress")
-            change = self._change(lease, State.RUNNING, progress=progress)
+            members["progress"] = progress
+        if members or lease.elsewhere:
+            change = self._change(lease, State.RUNNING, **members)
             await self._publish([(lease.request.token, change)])
 
     async def complete(self, id: str, result: Raw) -> None:
@@ -218,7 +241,7 @@ class Leasing:
         Raises:
             Problem: 404, 503; 413, the result is too large, and the request has failed.
         """
-        lease = self._find(id)
+        lease = await self._find(id)
         if len(bytes(result)) > self._options.max_result_bytes:
             most = self._options.max_result_bytes
             detail = f"the result has {len(bytes(result))} bytes, more than the {most} that it may have"
@@ -239,7 +262,7 @@ class Leasing:
         Raises:
             Problem: 404, 503.
         """
-        await self._fail(self._find(id), trouble, again=again, delay=delay)
+        await self._fail(await self._find(id), trouble, again=again, delay=delay)
 
     async def release(self, id: str) -> None:
         """
@@ -248,7 +271,7 @@ class Leasing:
         Raises:
             Problem: 404, 503.
         """
-        lease = self._find(id)
+        lease = await self._find(id)
         await self._end(lease, self._change(lease, State.QUEUED))
 
     # --- how ------------------------------------------------------------------------------------------------
@@ -263,7 +286,7 @@ class Leasing:
                     await self._publish([(request.token, over(request, "gone", "retention took its data"))])
                     self._queue.taken.discard(request.token)
                 elif not request.state.final:
-                    lease = Lease(secrets.token_urlsafe(18), request, request.attempt + 1, worker, 0)
+                    lease = Lease(self._new_id(request), request, request.attempt + 1, worker, 0)
                     leased.append((lease, begun))
             await self._publish(
                 [(each.request.token, self._change(each, State.RUNNING)) for each, _ in leased]
@@ -299,7 +322,7 @@ class Leasing:
         try:
             await self._publish([(lease.request.token, change)])
         except BaseException:
-            if not lease.request.state.final:
+            if not lease.request.state.final and not lease.elsewhere:
                 if self.messages is not None:
                     self.messages.goes_on(lease.request.token, message)
                 self._queue.taken.add(lease.request.token)
@@ -314,13 +337,30 @@ class Leasing:
 
     def _change(self, lease: Lease, state: State, **members: object) -> Change:
         known = {"failures": lease.request.failures, **members}
+        if state is State.RUNNING and self.messages is not None:
+            known["lease"] = _digest(lease.id)
         return Change(state=state, service=lease.request.service, attempt=lease.attempt, **known)  # type: ignore[arg-type]
 
-    def _find(self, id: str) -> Lease:
-        lease = self.leases.get(id)
+    async def _find(self, id: str) -> Lease:
+        lease = self.leases.get(id) or self._elsewhere(id)
+        if lease is None and self.catch_up is not None and TOKEN.fullmatch(id.partition(".")[0]):
+            await self.catch_up()
+            lease = self.leases.get(id) or self._elsewhere(id)
         if lease is None:
             raise Problem(404, "there is no such lease: it has ended, or the request is over")
         return lease
+
+    def _elsewhere(self, id: str) -> Lease | None:
+        """Return a lease that another replica gave, if the log says that it holds."""
+        request = self._book.get(id.partition(".")[0])
+        if request is None or request.state is not State.RUNNING or request.lease != _digest(id):
+            return None
+        return Lease(id, request, request.attempt, "", math.inf, elsewhere=True)
+
+    def _new_id(self, request: Request) -> str:
+        """Return a name of a lease that nobody can guess; where there are more replicas it says of what."""
+        secret = secrets.token_urlsafe(18)
+        return secret if self.messages is None else f"{request.token}.{secret}"
 
     def _check_size(self, value: Raw, what: str) -> None:
         if len(bytes(value)) > self._options.max_result_bytes:
@@ -352,6 +392,11 @@ class Leasing:
         if not woken.done():
             woken.set_result(None)
         return True
+
+
+def _digest(id: str) -> str:
+    """Return what stands for a lease where everybody may read it."""
+    return blake2b(id.encode(errors="replace"), digest_size=12).hexdigest()
 
 
 def backoff(first: float, failures: int) -> float:

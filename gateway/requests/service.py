@@ -101,8 +101,10 @@ class Requests:
         else:
             queue = SharedQueue(self.book)
             self.leasing = Leasing(self.book, options, self._publish, self._data, queue)
-            self.feed = Feed(self.book, queue, shared.make, self.leasing.wake, self.leasing.leased)
+            leasing = self.leasing
+            self.feed = Feed(self.book, queue, shared.make, leasing.wake, leasing.leased, leasing.waiting)
             self.leasing.messages = self.feed
+            self.leasing.catch_up = self._catch_up
         self._later = Later()
         self._ours = None if shared is None else Ours(shared.owned)
         self._due = asyncio.Event()
@@ -305,14 +307,19 @@ class Requests:
         self.check_ready()
         request = self.book.get(token)
         if request is None and self.shared is not None and TOKEN.fullmatch(token):
-            try:  # it may have been handed in at another replica just now
-                await self.shared.catch_up()
-            except LogError as error:
-                raise Problem(503, error.told, retry_after=error.retry_after) from None
+            await self._catch_up()  # it may have been handed in at another replica just now
             request = self.book.get(token)
         if request is None:
             raise Problem(404, "there is no such request, or it is over for long")
         return request
+
+    async def _catch_up(self) -> None:
+        """Know what is in the log by now; raises Problem if it cannot be asked."""
+        assert self.shared is not None
+        try:
+            await self.shared.catch_up()
+        except LogError as error:
+            raise Problem(503, error.told, retry_after=error.retry_after) from None
 
     async def wait(
         self, request: Request, since: int | None, seconds: float, gone: asyncio.Future[None]

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IDLE_SECONDS: Final = 30.0
-"""How long a replica takes part in a service after somebody last asked it for requests."""
+IDLE_SECONDS: Final = 10.0
+"""
+How long a replica takes part in a service after somebody last asked it for requests. What comes meanwhile
+waits here for somebody who asks.
+"""
 
 UNKNOWN_SECONDS: Final = 60.0
 """How long a message waits for its request to come by the log; then there is none."""
@@ -148,6 +151,7 @@ class Feed:
         make: makes the consumer of a service: `make(service, take, over)`.
         wake: wakes somebody who waits for requests of a service.
         leased: whether somebody has a lease of a request.
+        waits: how many wait for requests of a service.
     """
 
     def __init__(
@@ -157,12 +161,14 @@ class Feed:
         make: Make,
         wake: Callable[[str], object],
         leased: Callable[[str], bool],
+        waits: Callable[[str], int],
     ) -> None:
         self._book = book
         self._queue = queue
         self._make = make
         self._wake = wake
         self._leased = leased
+        self._waits = waits
         self._taking: dict[str, _Taking] = {}
         self._wanted: set[str] = set()
         self._held: dict[str, Held] = {}  # those that can be leased, or are
@@ -267,7 +273,9 @@ class Feed:
             taking.consumer.busy = sum(map(self._leased, mine))
             if taking.task.done():
                 del self._taking[service]
-            elif now - taking.wanted > IDLE_SECONDS and not taking.consumer.busy:
+            elif self._waits(service) or taking.consumer.busy:
+                taking.wanted = now
+            elif now - taking.wanted > IDLE_SECONDS:
                 self._leave(taking)
                 taking.task.cancel()
                 del self._taking[service]

@@ -23,7 +23,9 @@ from tests.support.clients import TRANSPORTS, Address, fetch, open_subscriber, p
 from tests.support.followers import TRANSPORTS as FOLLOWED
 from tests.support.followers import Follower, check_account, publish_all, until
 from tests.support.rabbitmq import Broker
+from tests.support.requests import Api
 from tests.support.server import GatewayProcess
+from tests.support.worker import WorkerProcess
 
 pytestmark = pytest.mark.integration
 
@@ -238,6 +240,27 @@ async def test_each_replica_has_an_address_of_its_own(kind: str, replicas: list[
         for transport in ("sse", "websocket"):
             async with open_subscriber(at(0), transport, "a", key="user", hop="1"):
                 pass
+
+
+@both
+async def test_workers_and_clients_of_requests_may_be_behind_it(kind: str, broker: Broker) -> None:
+    """Whichever replica a call comes to: they are handed in, worked on and waited for through the balancer."""
+    with ExitStack() as stack:
+        several = [
+            stack.enter_context(
+                GatewayProcess(backbone=broker.url, services="reports", stream=f"work-{kind}")
+            )
+            for _ in REPLICAS
+        ]
+        balancer = stack.enter_context(Balancer(kind, addresses(several)))
+        for _ in range(2):
+            code = "def handle(request):\n    request.progress(1)\n    return request.data + 1\n"
+            stack.enter_context(WorkerProcess(balancer.address.url, "reports", code, concurrency=4))
+        api = Api(balancer.address)
+        tokens = [await api.submit("reports", number) for number in range(60)]
+        for number, token in enumerate(tokens):
+            shown = await api.show(token, wait=30)
+            assert (shown["state"], shown["result"], shown["attempt"]) == ("done", number + 1, 1)
 
 
 @both

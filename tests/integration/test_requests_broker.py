@@ -27,6 +27,9 @@ from tests.support.worker import WorkerProcess
 
 pytestmark = pytest.mark.integration
 
+LEASE = 2
+"""Seconds for which a worker may be silent."""
+
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[ExitStack]:
@@ -46,10 +49,11 @@ def replicas(stack: ExitStack, broker: Broker) -> list[GatewayProcess]:
             GatewayProcess(
                 backbone=broker.url,
                 name=name,
-                services="reports,mail,slow,odd,none",
+                services="reports,mail,slow,odd,none,leased",
                 request_result_bytes=2000,
                 request_tries=2,
                 request_backoff=0.1,
+                request_lease=LEASE,
             )
         )
         for name in "ab"
@@ -60,6 +64,64 @@ def replicas(stack: ExitStack, broker: Broker) -> list[GatewayProcess]:
 def apis(replicas: list[GatewayProcess]) -> tuple[Api, Api]:
     one, other = (Api(address_of(each)) for each in replicas)
     return one, other
+
+
+async def test_a_lease_is_good_at_any_replica(broker: Broker, apis: tuple[Api, Api]) -> None:
+    """Workers behind a balancer lease here and speak there, and whoever gave the lease hears of it."""
+    one, other = apis
+    verbs: list[tuple[str, dict[str, Any], str]] = [
+        ("complete", {"result": 1}, "done"),
+        ("fail", {"detail": "no", "again": False}, "failed"),
+        ("release", {}, "queued"),
+        ("fail", {"detail": "no"}, "queued"),
+    ]
+    for verb, members, state in verbs:
+        token = await one.submit("leased", verb)
+        (lease,) = await one.lease("leased", wait=30)
+        assert lease["token"] == token
+        said = await other.post(f"/v1/leases/{lease['lease']}:progress", {"progress": 5})
+        assert said.status == 200, said
+        assert (await one.show(token))["progress"] == 5
+        assert (await other.end(lease, "progress", {})).status == 200
+        wrong = {"lease": lease["lease"][:-1] + ("a" if lease["lease"][-1] != "a" else "b")}
+        assert (await other.end(wrong, verb, members or None)).status == 404
+        assert (await other.end(lease, verb, members or None)).status == 204
+        for api in apis:
+            assert (await api.end(lease, verb, members or None)).status == 404
+        if state == "queued":
+            (again,) = await one.lease("leased", wait=30)
+            assert (again["token"], again["attempt"]) == (token, 2)
+            assert (await other.end(again, "complete", {"result": 2})).status == 204
+        final = "done" if state == "queued" else state
+        assert (await one.show(token, wait=5))["state"] == final
+    await until(lambda: left(broker, "leased") == 0, "the queues are empty")
+    for api in apis:
+        services = (await fetch(api.address, "/v1/services")).json["services"]
+        assert {each["service"]: each["running"] for each in services}["leased"] == 0
+
+
+async def either(apis: tuple[Api, Api], service: str) -> list[Any]:
+    """Ask both for a request, and return what the first has that has one."""
+    asking = [asyncio.create_task(api.lease(service, wait=30)) for api in apis]
+    done, waiting = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    return [lease for task in done for lease in task.result()]
+
+
+async def test_a_lease_goes_on_by_what_is_said_elsewhere(apis: tuple[Api, Api]) -> None:
+    """It does not lapse while its worker reports to another replica, and does when it does not."""
+    one, other = apis
+    token = await one.submit("leased", 1)
+    (lease,) = await one.lease("leased", wait=30)
+    for _ in range(5):
+        await asyncio.sleep(LEASE / 2)
+        assert (await other.end(lease, "progress", {})).status == 200
+    (again,) = await either(apis, "leased")
+    assert (again["token"], again["attempt"]) == (token, 2)
+    assert (await one.end(lease, "complete", {"result": 1})).status == 404
+    assert (await one.end(again, "complete", {"result": 2})).status == 204
+    assert (await other.show(token, wait=5))["result"] == 2
 
 
 def publish(broker: Broker, routing_key: str, body: bytes, **headers: Any) -> None:

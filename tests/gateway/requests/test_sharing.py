@@ -71,6 +71,7 @@ class World:
             lambda *_: cast("Consumer", self.taker),
             lambda _: None,
             self.leased.__contains__,
+            lambda _: 0,
         )
         self.token = new_token()
 
