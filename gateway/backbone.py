@@ -66,7 +66,7 @@ def topology(settings: Settings) -> Topology:
         if settings.retention_bytes
         else most,
         queues=tuple(
-            (queue_of(settings.stream, service, bucket), key_of(service, bucket))
+            (queue_of(settings.stream, service, bucket), key_of(settings.stream, service, bucket))
             for service in services_of(settings.services)
             for bucket in range(BUCKETS)
         ),
@@ -103,7 +103,7 @@ def stream_log(settings: Settings) -> StreamLog:
         tail_events=settings.window_events,
         dedup_seconds=settings.dedup_seconds,
         dedup_events=settings.dedup_events,
-        copies=Copies(Options.of(settings)) if settings.services else None,
+        copies=Copies(settings.stream, Options.of(settings)) if settings.services else None,
     )
 
 

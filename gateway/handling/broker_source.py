@@ -17,7 +17,7 @@ from msgspec import UNSET, Raw
 
 from gateway.handling.consumer import Consumer, Held
 from gateway.handling.source import Job, SourceError
-from gateway.requests.buckets import BACKOFF, DELIVERIES, RESULT_BYTES, TRIES, key_of
+from gateway.requests.buckets import BACKOFF, DELIVERIES, RESULT_BYTES, TRIES
 from gateway.requests.changes import Change, State, Trouble
 from gateway.requests.leasing import backoff
 
@@ -138,7 +138,7 @@ class BrokerSource:
             data_base64=change.data_base64,
             expires=change.expires,
         )
-        await self._consumer.publish(job.token, again, key_of(job.service, held.bucket))
+        await self._consumer.publish(job.token, again, held.bucket)
         await held.acknowledge()
         self._end(job)
 

@@ -193,18 +193,20 @@ class Consumer:
                 await asyncio.wait([membership], timeout=1)
                 membership.cancel()
 
-    async def publish(self, token: str, change: Change, key: str | None = None) -> None:
+    async def publish(self, token: str, change: Change, bucket: int | None = None) -> None:
         """
         Write a change into the log; returns when it is durable, over all trouble that passes.
 
         Args:
             token: of the request.
             change: of it.
-            key: by which the event goes to a queue as well.
+            bucket: into whose queue it goes as well.
         """
         number = next(self._numbers)
         body = msgspec.json.encode(change)
-        more: dict[str, Any] = {} if key is None else {"BCC": [key]}
+        more: dict[str, Any] = {}
+        if bucket is not None:
+            more["BCC"] = [key_of(self._stream, self.service, bucket)]
         failures = 0
         while True:
             try:
@@ -281,13 +283,13 @@ class Consumer:
         for bucket in range(BUCKETS):
             name = queue_of(self._stream, self.service, bucket)
             queue = await channel.declare_queue(name, durable=True, arguments=QUEUE_ARGUMENTS)
-            await queue.bind(exchange, key_of(self.service, bucket))
+            await queue.bind(exchange, key_of(self._stream, self.service, bucket))
         hearing = await connection.channel(publisher_confirms=False)
         name = f"{self._stream}.requests.{self.service}.over.{self.member.name}"
         overs = await hearing.declare_queue(
             name, exclusive=True, arguments={"x-max-length": 10_000, "x-overflow": "drop-head"}
         )
-        await overs.bind(exchange, over_key(self.service))
+        await overs.bind(exchange, over_key(self._stream, self.service))
         await overs.consume(self._hear, no_ack=True)
         self._exchange = exchange
         return channel

@@ -41,14 +41,14 @@ def queue_of(stream: str, service: str, bucket: int) -> str:
     return f"{stream}.requests.{service}.{bucket}"
 
 
-def key_of(service: str, bucket: int) -> str:
-    """Return the routing key that brings a message into a bucket's queue."""
-    return f"$requests.{service}.{bucket}"
+def key_of(stream: str, service: str, bucket: int) -> str:
+    """Return the routing key that brings a message into a bucket's queue; streams may share an exchange."""
+    return f"$requests.{stream}.{service}.{bucket}"
 
 
-def over_key(service: str) -> str:
+def over_key(stream: str, service: str) -> str:
     """Return the routing key by which workers hear that a request is over without them."""
-    return f"$requests.{service}.over"
+    return f"$requests.{stream}.{service}.over"
 
 
 class Copies:
@@ -56,10 +56,12 @@ class Copies:
     Says which events go to a queue as well, and with which headers.
 
     Args:
+        stream: the name of the log's stream.
         options: the bounds that workers are told.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, stream: str, options: Options) -> None:
+        self._stream = stream
         self._headers: dict[bytes, int] = {
             TRIES.encode(): options.tries,
             BACKOFF.encode(): round(options.backoff * 1000),
@@ -73,7 +75,7 @@ class Copies:
         if token is None or change is None:
             return None
         if change.state is State.QUEUED and change.next is UNSET:
-            return key_of(change.service, bucket_of(token)), self._headers
+            return key_of(self._stream, change.service, bucket_of(token)), self._headers
         if change.state in (State.CANCELLED, State.FAILED):
-            return over_key(change.service), {}
+            return over_key(self._stream, change.service), {}
         return None

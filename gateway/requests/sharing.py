@@ -302,7 +302,7 @@ class Feed:
     def _arrived(self, held: Held) -> None:
         request = self._book.get(held.token)
         if request is None:
-            self._early[held.token] = held, time.monotonic()
+            self._await(held, time.monotonic())
         else:
             self._offer(request, held, time.monotonic())
 
@@ -313,14 +313,23 @@ class Feed:
         known = self._held.get(request.token)
         if known is not None and known.lost:
             self._held[request.token] = held  # it came again, after its connection had ended
-        elif change is not None and _leads(change, request):
-            self._early[request.token] = held, since
+        elif change is not None and (
+            _leads(change, request) or (known is not None and _follows(change, known))
+        ):
+            self._await(held, since)
         elif request.state.final or stale or known is not None:
             self._acts.put_nowait((held, False))
         else:
             self._held[request.token] = held
             self._queue.deliver(request)
             self._wake(request.service)
+
+    def _await(self, held: Held, since: float) -> None:
+        """Let a message wait for what the log will say; one is enough for a request."""
+        before = self._early.pop(held.token, None)
+        if before is not None:
+            self._acts.put_nowait((before[0], False))
+        self._early[held.token] = held, since
 
     def _hear(self, _token: str) -> None:
         """The log says so as well."""
@@ -329,6 +338,12 @@ class Feed:
         while True:
             held, put_back = await self._acts.get()
             await (held.put_back() if put_back else held.acknowledge())
+
+
+def _follows(change: Change, held: Held) -> bool:
+    """Say whether a message is that of a later try than another, of which the log has not told yet."""
+    before = held.change
+    return before is not None and (change.attempt, change.failures) > (before.attempt, before.failures)
 
 
 def _leads(change: Change, request: Request) -> bool:

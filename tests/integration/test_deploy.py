@@ -244,7 +244,7 @@ async def test_each_replica_has_an_address_of_its_own(kind: str, replicas: list[
 
 @both
 async def test_workers_and_clients_of_requests_may_be_behind_it(kind: str, broker: Broker) -> None:
-    """Whichever replica a call comes to: they are handed in, worked on and waited for through the balancer."""
+    """Whichever replica a call comes to, they are handed in, worked on and waited for."""
     with ExitStack() as stack:
         several = [
             stack.enter_context(

@@ -223,7 +223,7 @@ async def test_what_a_worker_cannot_read_fails(broker: Broker, apis: tuple[Api, 
     """Messages of another version, or from nobody, hold up nothing."""
     with WorkerProcess(broker.url, "odd", HANDLER) as worker:
         for number, body in enumerate((b"{", b'{"state":"queued"}', b'{"state":"done","service":"odd"}')):
-            publish(broker, key_of("odd", number), body)
+            publish(broker, key_of("sluicegate", "odd", number), body)
         token = await apis[0].submit("odd", 1)
         assert (await apis[1].show(token, wait=30))["state"] == "done"
         await until(lambda: left(broker, "odd") == 0, "the queues are empty")
@@ -234,7 +234,10 @@ async def test_what_no_worker_survives_fails(broker: Broker, apis: tuple[Api, Ap
     """A request with which so many workers vanished is given to no other."""
     token = await apis[0].submit("none", 1)
     body = json.dumps({"state": "queued", "service": "odd", "data": 1}).encode()
-    headers: dict[str, Any] = {"BCC": [key_of("odd", bucket_of(token))], "x-delivery-count": DELIVERIES}
+    headers: dict[str, Any] = {
+        "BCC": [key_of("sluicegate", "odd", bucket_of(token))],
+        "x-delivery-count": DELIVERIES,
+    }
     mine = new_token()
     expires = (await apis[0].show(token))["expires"]
     body = json.dumps({"state": "queued", "service": "odd", "data": 1, "expires": expires}).encode()

@@ -209,6 +209,23 @@ async def test_a_lease_that_ends_goes_with_its_message(world: World) -> None:
     assert (old.fate, new.fate) == (["done"], [])
 
 
+async def test_the_next_message_may_come_before_the_lease_is_known_to_have_ended(world: World) -> None:
+    """It ended at another replica, and the log is slower than the queue."""
+    old = world.come(world.say(State.QUEUED, **begun()))
+    assert world.take() == 1
+    world.leased.add(world.token)
+    world.say(State.RUNNING, attempt=1)
+    new = world.come(Change(state=State.QUEUED, service=SERVICE, attempt=1, **begun()))
+    world.leased.discard(world.token)
+    world.queue.taken.discard(world.token)
+    world.feed.over(world.token)
+    world.say(State.QUEUED, attempt=1)
+    assert world.take() == 1
+    world.leased.add(world.token)
+    await world.settle()
+    assert (old.fate, new.fate) == (["done"], [])
+
+
 async def test_a_lease_that_could_not_end_keeps_its_message(world: World) -> None:
     """The log could not store what came of it."""
     world.come(world.say(State.QUEUED, **begun()))
