@@ -19,6 +19,7 @@ from fanout.ring import Ring
 from gateway.requests.buckets import BUCKETS, bucket_of
 from tests.support.accounts import until
 from tests.support.clients import Closed, Ended, Refused, fetch, open_subscriber
+from tests.support.clients import until as until_asked
 from tests.support.host import address_of
 from tests.support.rabbitmq import Broker
 from tests.support.requests import Api
@@ -124,6 +125,12 @@ async def _follow(gateway: GatewayProcess, story: Story) -> None:
             await asyncio.sleep(0.1)
 
 
+async def _has_failed(gateway: GatewayProcess) -> bool:
+    """Say whether a gateway, that may just have started, lists those that never work."""
+    answer = await fetch(address_of(gateway), "/v1/requests", [("state", "failed"), ("limit", "1000")])
+    return answer.status == 200 and len(answer.json["requests"]) == HOPELESS
+
+
 async def _all_take_part(gateway: GatewayProcess) -> bool:
     """Say whether all workers own their share, and both replicas theirs."""
     shown = (await fetch(address_of(gateway), "/v1/replicas")).json
@@ -163,6 +170,8 @@ async def _play(
             )
             for n in range(WORKERS)
         ]
+        if source is not None:
+            await until_asked(lambda: _all_take_part(gateway), "all workers are in the ring")
         async with asyncio.timeout(240), asyncio.TaskGroup() as tasks:
             following = tasks.create_task(_follow(gateway, story))
             submitting = tasks.create_task(_submit_all(gateway))
@@ -186,8 +195,7 @@ async def _play(
     assert finals.keys() <= {1, 2}
     results = [each[-1]["result"][0] for each in story.changes.values() if each[-1]["state"] == "done"]
     assert sorted(results) == [n for n in range(REQUESTS) if n % 500 != 499]
-    failed = (await fetch(address_of(gateway), "/v1/requests", [("state", "failed"), ("limit", "1000")])).json
-    assert len(failed["requests"]) == HOPELESS
+    await until_asked(lambda: _has_failed(gateway), "those that never work are listed")
     return story
 
 
@@ -341,10 +349,7 @@ async def _play_on_broker(
     assert not moved
     assert len(waits) == len(mine)
     assert max(waits) < DEAD_AFTER + TAKE_OVER
-    shown = (
-        await fetch(address_of(replicas[1]), "/v1/requests", [("state", "failed"), ("limit", "1000")])
-    ).json
-    assert len(shown["requests"]) == HOPELESS
+    await until_asked(lambda: _has_failed(replicas[1]), "the other replica lists them as well")
 
 
 async def test_a_worker_on_the_broker_that_is_killed(broker: Broker, replicas: list[GatewayProcess]) -> None:
