@@ -29,6 +29,12 @@ log = logging.getLogger(__name__)
 REPORT_SECONDS: Final = 6.0
 """Three times how often it is looked whether a job is still ours; the broker hears of us by heartbeats."""
 
+RELEASE_SECONDS: Final = 5.0
+"""How long it is tried to give a job back in an orderly way."""
+
+GIVE_UP_SECONDS: Final = 300.0
+"""For so long it is tried to say how a job ended; by then it is somebody else's."""
+
 KNOWN_OVER: Final = 10_000
 """Requests that were taken back lately, and are passed over should they come."""
 
@@ -138,8 +144,10 @@ class BrokerSource:
             data_base64=change.data_base64,
             expires=change.expires,
         )
-        await self._consumer.publish(job.token, again, held.bucket)
-        await held.acknowledge()
+        with contextlib.suppress(TimeoutError):  # then it is another's when this worker is gone
+            async with asyncio.timeout(RELEASE_SECONDS):
+                await self._consumer.publish(job.token, again, held.bucket)
+            await held.acknowledge()
         self._end(job)
 
     # --- how ------------------------------------------------------------------------------------------------
@@ -198,9 +206,14 @@ class BrokerSource:
     async def _settle(self, job: Job, change: Change) -> bool:
         """Write down how a job ends; only then is its message done with."""
         held, _ = self._running[job.lease]
-        await self._consumer.publish(job.token, change)
+        try:
+            async with asyncio.timeout(GIVE_UP_SECONDS):
+                await self._consumer.publish(job.token, change)
+        except TimeoutError:
+            return False
+        finally:
+            self._end(job)
         await held.acknowledge()
-        self._end(job)
         return True
 
     def _end(self, job: Job) -> None:

@@ -102,7 +102,15 @@ class Requests:
             queue = SharedQueue(self.book)
             self.leasing = Leasing(self.book, options, self._publish, self._data, queue)
             leasing = self.leasing
-            self.feed = Feed(self.book, queue, shared.make, leasing.wake, leasing.leased, leasing.waiting)
+            self.feed = Feed(
+                self.book,
+                queue,
+                shared.make,
+                leasing.wake,
+                leasing.leased,
+                leasing.waiting,
+                self._knows_all,
+            )
             self.leasing.messages = self.feed
             self.leasing.catch_up = self._catch_up
         self._later = Later()
@@ -320,6 +328,14 @@ class Requests:
             await self.shared.catch_up()
         except LogError as error:
             raise Problem(503, error.told, retry_after=error.retry_after) from None
+
+    async def _knows_all(self) -> bool:
+        """Let the book have all that the log says by now, and say whether it does."""
+        try:
+            await self._catch_up()
+        except Problem:
+            return False
+        return self.ready
 
     async def wait(
         self, request: Request, since: int | None, seconds: float, gone: asyncio.Future[None]

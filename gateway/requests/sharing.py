@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -34,7 +34,7 @@ waits here for somebody who asks.
 """
 
 UNKNOWN_SECONDS: Final = 60.0
-"""How long a message waits for its request to come by the log; then there is none."""
+"""How long a message waits for what the log will say, before it is asked whether it said all."""
 
 PREFETCH: Final = 4
 """Requests of a bucket that wait here for somebody to lease them."""
@@ -152,6 +152,7 @@ class Feed:
         wake: wakes somebody who waits for requests of a service.
         leased: whether somebody has a lease of a request.
         waits: how many wait for requests of a service.
+        catch_up: waits until the book has all that the log says by now; returns whether it does.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class Feed:
         wake: Callable[[str], object],
         leased: Callable[[str], bool],
         waits: Callable[[str], int],
+        catch_up: Callable[[], Awaitable[bool]],
     ) -> None:
         self._book = book
         self._queue = queue
@@ -169,6 +171,7 @@ class Feed:
         self._wake = wake
         self._leased = leased
         self._waits = waits
+        self._catch_up = catch_up
         self._taking: dict[str, _Taking] = {}
         self._wanted: set[str] = set()
         self._held: dict[str, Held] = {}  # those that can be leased, or are
@@ -233,6 +236,7 @@ class Feed:
                     while self._wanted:
                         self._begin(self._wanted.pop(), tasks)
                     self._look()
+                    await self._look_at_early()
             finally:
                 self.stop()
 
@@ -242,17 +246,11 @@ class Feed:
         self._taking[service] = _Taking(consumer, task, time.monotonic())
 
     async def _consume(self, consumer: Consumer) -> None:
-        """Run a consumer; one that the broker refuses must not end the gateway."""
-        from gateway.handling.source import SourceError  # noqa: PLC0415
-
+        """Run a consumer; whatever ends it must not end the gateway, and the next who asks begins another."""
         try:
             await consumer.run()
-        except ExceptionGroup as group:
-            refused, other = group.split(SourceError)
-            if other is not None:
-                raise other from None
-            why = str(refused.exceptions[0] if refused is not None else group)
-            log.error("requests.refused", extra={"service": consumer.service, "why": why})  # noqa: TRY400
+        except Exception:
+            log.exception("requests.refused", extra={"service": consumer.service})
 
     def _leave(self, taking: _Taking) -> None:
         """Leave a service; what is leased goes on until it is over."""
@@ -282,17 +280,21 @@ class Feed:
         for token, held in list(self._held.items()):
             if not self._leased(token) and (held.lost or held.bucket not in held.consumer.buckets):
                 self._drop(token, put_back=True)
-        self._look_at_early(now)
-
-    def _look_at_early(self, now: float) -> None:
-        """Give up messages whose requests did not come by the log."""
-        for token, (held, since) in list(self._early.items()):
+        for token, (held, _) in list(self._early.items()):
             if held.lost:
                 del self._early[token]
-            elif now - since > UNKNOWN_SECONDS:
+
+    async def _look_at_early(self) -> None:
+        """Be done with messages of which all of the log says nothing: only so is nothing lost by it."""
+        now = time.monotonic()
+        waiting = [each for each in self._early.items() if now - each[1][1] > UNKNOWN_SECONDS]
+        if not waiting or not await self._catch_up():
+            return
+        for token, early in waiting:
+            if self._early.get(token) is early:
                 log.warning("requests.unknown", extra={"token": token})
                 del self._early[token]
-                self._acts.put_nowait((held, False))
+                self._acts.put_nowait((early[0], False))
 
     def _drop(self, token: str, *, put_back: bool) -> None:
         self._queue.let_go(token)

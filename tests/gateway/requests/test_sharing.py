@@ -72,8 +72,13 @@ class World:
             lambda _: None,
             self.leased.__contains__,
             lambda _: 0,
+            self._catch_up,
         )
         self.token = new_token()
+        self.complete = True
+
+    async def _catch_up(self) -> bool:
+        return self.complete
 
     def say(self, state: State, **members: Any) -> Change:
         """The log says something of the request."""
@@ -239,11 +244,15 @@ async def test_a_lease_that_could_not_end_keeps_its_message(world: World) -> Non
 
 
 async def test_what_nobody_knows_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while."""
+    """After a while, and only when the log was read to its end."""
     monkeypatch.setattr(sharing, "UNKNOWN_SECONDS", 0.0)
     monkeypatch.setattr(sharing, "LOOK_SECONDS", 0.001)
+    world.complete = False
     message = world.come(Change(state=State.QUEUED, service=SERVICE, **begun()))
     task = asyncio.create_task(world.feed.run())
+    await asyncio.sleep(0.05)
+    assert message.fate == []
+    world.complete = True
     async with asyncio.timeout(10):
         while not message.fate:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
