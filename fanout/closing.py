@@ -22,6 +22,7 @@ class CloseReason:
         detail: a sentence for the client.
         reconnect: whether it should come back.
         url: of the gateway where it should; empty is where it was.
+        hop: what it says there, so that it is not sent back.
     """
 
     name: str
@@ -29,6 +30,7 @@ class CloseReason:
     detail: str
     reconnect: bool
     url: str = ""
+    hop: int = 0
 
 
 CLIENT_LEFT: Final = CloseReason("client_left", 1000, "the client closed the connection", reconnect=False)

@@ -221,7 +221,7 @@ def goodbye(wire: Wire, reason: CloseReason, cursor: str, retry_ms: int) -> byte
         return control_frame(wire, "error", members)
     members += b',"cursor":"%b","after_ms":%d' % (cursor.encode(), retry_ms)
     if reason.url:
-        members += b',"url":%b' % msgspec.json.encode(reason.url)
+        members += b',"url":%b,"hop":%d' % (msgspec.json.encode(reason.url), reason.hop)
     return control_frame(wire, "reconnect", members, cursor=cursor, retry_ms=retry_ms)
 
 

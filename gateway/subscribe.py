@@ -27,7 +27,7 @@ from gateway.detached import Detached, DetachedStream
 from gateway.greeting import connection_name, greeting_of
 from gateway.host import HostWatch
 from gateway.log import LogError
-from gateway.members.sticky import HOP, Headers, Sticky, moved_to
+from gateway.members.sticky import HOP, Headers, Sticky
 from gateway.polling import Poller
 from gateway.problems import ClientGone, Problem, method_not_allowed, unreadable
 from gateway.session import Services, Session
@@ -89,6 +89,9 @@ class SubscribeLimits:
     max_connections: int
     max_message: int
     deflate: bool
+
+
+_HOP: Final = f"{HOP}=".encode()
 
 
 class Subscribe:
@@ -153,8 +156,8 @@ class Subscribe:
         more: Headers = ()
         url = ""
         if self._sticky is not None:
-            url = "" if request.sent_on else self._sticky.elsewhere(request.key)
-            more = self._sticky.admitted(headers)
+            url = self._elsewhere(self._sticky, request, headers)
+            more = await self._sticky.admitted(headers)
             send = _with_headers(send, more)
         if url and request.transport is not Transport.WEBSOCKET:
             await self._send_on(url, scope, send)
@@ -184,12 +187,21 @@ class Subscribe:
             else:
                 self._detach_stream(request, place, scope["http_version"], offer, more)
 
+    def _elsewhere(self, sticky: Sticky, request: Request, headers: Mapping[bytes, bytes]) -> str:
+        """
+        Return where a client is to be sent; empty if it is served here. A page of another origin is: its
+        browser follows a redirect, but then keeps the answer from it (Fetch standard, "tainted origin").
+        """
+        if request.transport is not Transport.WEBSOCKET and b"origin" in headers:
+            return ""
+        return sticky.elsewhere(request.key, request.hop)
+
     async def _send_on(self, url: str, scope: Scope, send: Send) -> None:
         """Answer where else the client belongs (RFC 9110, 15.4.8); it repeats its request there."""
         assert self._sticky is not None
         self._sticky.sent_on += 1
-        query = scope["query_string"]
-        location = f"{url}/v1/events?".encode() + query + (b"&" if query else b"") + f"{HOP}=1".encode()
+        query = b"&".join(each for each in scope["query_string"].split(b"&") if not each.startswith(_HOP))
+        location = b"%b/v1/events?%b&%b%d" % (url.encode(), query, _HOP, self._sticky.version)
         headers = [(b"location", location), (b"cache-control", b"no-store"), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 307, "headers": headers})
         await send({"type": "http.response.body"})
@@ -267,7 +279,7 @@ class Subscribe:
         self._open(sink, connection, request, place, head)
         if url and self._sticky is not None:
             self._sticky.sent_on += 1
-            sink.close(moved_to(url))
+            sink.close(self._sticky.moved_to(url))
         elif early:
             sink.data_received(early)
 

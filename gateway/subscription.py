@@ -62,7 +62,7 @@ class Request:
         limit: events a poll may answer.
         conditional: whether it is a poll by `If-None-Match`, which is answered 304 when there is nothing new.
         key: by which the client belongs to a replica: what it gave, else its consumer's name.
-        sent_on: whether another replica sent it here.
+        hop: the version of the view by which another replica sent it here; 0 if none did.
     """
 
     transport: Transport
@@ -74,7 +74,7 @@ class Request:
     limit: int
     conditional: bool
     key: str | None = None
-    sent_on: bool = False
+    hop: int = 0
 
 
 def parse(query: bytes, headers: Mapping[bytes, bytes], max_topics: int) -> Request:
@@ -119,7 +119,7 @@ def _parse(query: bytes, headers: Mapping[bytes, bytes], max_topics: int) -> Req
         limit=int(_number("limit", single.get("limit", str(DEFAULT_LIMIT)), MAX_LIMIT, least=1, whole=True)),
         conditional=conditional and transport is Transport.POLL,
         key=_key(single.get("key"), single.get("consumer")),
-        sent_on=HOP in single,
+        hop=_hop(single.get(HOP)),
     )
 
 
@@ -233,6 +233,12 @@ def _key(given: str | None, consumer: str | None) -> str | None:
     if given is not None and not 1 <= len(given) <= MAX_KEY:
         raise Problem(422, f"a key has 1 to {MAX_KEY} characters")
     return given if given is not None else consumer
+
+
+def _hop(text: str | None) -> int:
+    if text is not None and not re.fullmatch(r"[0-9]{1,18}", text, re.ASCII):
+        raise Problem(422, f"{HOP} is a number, as a replica told it")
+    return 0 if text is None else int(text)
 
 
 def _number(name: str, text: str, most: float, *, least: float = 0, whole: bool = False) -> float:

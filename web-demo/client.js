@@ -116,6 +116,7 @@ export class Client {
   #stalled = null; // while it does not read: the promise that ends then, and what ends it
   #advice = 0; // milliseconds that the gateway asked us to wait before we reconnect
   #failures = 0; // in a row
+  #hop = null; // by what we were sent on
   #home; // the address that we were given: where we go when another one, that we were sent to, fails
 
   /**
@@ -177,7 +178,7 @@ export class Client {
 
   /** The address of the request that goes on at the cursor. */
   address(parameters = {}) {
-    const hop = this.base === this.#home ? null : 1; // whoever was sent on is not sent on again
+    const hop = this.base === this.#home ? null : this.#hop; // whoever was sent on is not sent back
     return eventsUrl(this.base, { topic: this.topics, cursor: this.cursor, key: this.key, hop, ...parameters });
   }
 
@@ -222,6 +223,7 @@ export class Client {
         this.base = this.#home; // whatever was true of where we were sent may have changed
         if (message.url) {
           this.base = `${message.url}/`; // we belong to another replica
+          this.#hop = message.hop;
           this.#advice = 0;
           this.#failures = 0;
         }

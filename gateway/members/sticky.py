@@ -2,9 +2,9 @@
 Sticky routing without a load balancer: clients that belong to another replica are sent there.
 
 Whoever asks for events is answered `307` to the owner of its key, or on a WebSocket told where to go; those
-that are connected when that changes are told so too, in waves. A client is sent on once at most, and served
-wherever it comes with the mark of that. So replicas that see the ring differently cost a client a detour, and
-never its events.
+that are connected when that changes are told so too, in waves. Whoever was sent on says by which version of
+the view, and is sent on again only by a later one: so replicas that see the ring differently cost a client a
+detour, and never its events.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HOP: Final = "hop"
-"""The parameter by which a request says that it was sent on."""
+"""The parameter by which a request says that it was sent on, and by which version of the view."""
+
+KNOWN_SECONDS: Final = 3.0
+"""How long a replica that has just started may take to know the others, and whose pages they are."""
 
 WAIT_SECONDS: Final = 2.0
 """How long a change is waited out before anybody is moved: replicas that restart come in a row."""
@@ -53,26 +57,47 @@ class Sticky:
         self._replicas = replicas
         self._streams = streams
         self._news = asyncio.Event()
+        self._begun = time.monotonic()
 
-    def elsewhere(self, key: str | None) -> str:
+    @property
+    def version(self) -> int:
+        """That of the view by which clients are sent on."""
+        return self._replicas.membership.view.version
+
+    def elsewhere(self, key: str | None, hop: int = 0) -> str:
         """
         Return the address of the replica that a key belongs to; empty if it is this one, or cannot be told.
         Workers of one port share its address: whichever of them takes a connection, it is there.
+
+        Args:
+            key: of the client; None if it belongs nowhere.
+            hop: the version by which it was sent here; 0 if it was not.
         """
-        if key is None:
+        if key is None or hop >= self.version:
             return ""
         route = self._replicas.route(key)
         return "" if route.owner == self._replicas.name or route.url == self._replicas.url else route.url
 
-    def admitted(self, headers: Mapping[bytes, bytes]) -> Headers:
+    async def admitted(self, headers: Mapping[bytes, bytes]) -> Headers:
         """
         Return the response headers that let a page of another replica read the answer (CORS): its requests
         are sent on to here. Without credentials, so that nothing is shown that anybody may not see.
         """
         origin = headers.get(b"origin")
-        if origin is None or not self._replicas.admits(origin.decode("latin-1")):
+        if origin is None or not await self._knows(origin.decode("latin-1")):
             return ()
         return ((b"access-control-allow-origin", origin), (b"vary", b"origin"))
+
+    async def _knows(self, origin: str) -> bool:
+        """
+        Say whether an origin is a replica's. A browser turned away because a replica had not heard of the
+        others yet would not come back, so whoever comes soon after the start waits.
+        """
+        while not self._replicas.admits(origin):
+            if time.monotonic() > self._begun + KNOWN_SECONDS:
+                return False
+            await asyncio.sleep(0.1)
+        return True
 
     def changed(self) -> None:
         """The ring may be another one."""
@@ -99,14 +124,13 @@ class Sticky:
                 url = self._target(sink)  # asked again: the ring may have changed meanwhile
                 if url and not self._streams.draining:
                     self.moved += 1
-                    sink.close(moved_to(url))
+                    sink.close(self.moved_to(url))
             await asyncio.sleep(WAVE_SECONDS * random.uniform(0.5, 1.5))  # no secret
 
     def _target(self, sink: StreamSink) -> str:
         connection = sink.connection
         return "" if connection is None else self.elsewhere(connection.key)
 
-
-def moved_to(url: str) -> CloseReason:
-    """Return the reason to close the connection of a client that belongs elsewhere."""
-    return replace(MOVED, url=url)
+    def moved_to(self, url: str) -> CloseReason:
+        """Return the reason to close the connection of a client that belongs elsewhere."""
+        return replace(MOVED, url=url, hop=self.version)

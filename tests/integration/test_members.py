@@ -277,6 +277,7 @@ async def test_a_client_is_sent_to_its_owner(sticky: Group) -> None:
     """Once, on every transport that HTTP has; whoever has no key, or was sent on, is served where it is."""
     one, other = address_of(sticky.replicas["a"]), sticky.replicas["b"]
     mine, yours = sticky.keys_of("a", "a", "b")[0], sticky.keys_of("b", "a", "b")[0]
+    version = (await sticky.view("a"))["view"]["version"]
     for accept in ("text/event-stream", "application/x-ndjson", "application/json"):
         headers = [("Accept", accept)]
         query = [("topic", "t.#"), ("cursor", "earliest"), ("key", yours)]
@@ -284,15 +285,26 @@ async def test_a_client_is_sent_to_its_owner(sticky: Group) -> None:
         assert sent.status == 307
         assert sent.head["cache-control"] == "no-store"
         location = sent.head["location"]
-        assert location == f"{other.url}/v1/events?topic=t.%23&cursor=earliest&key={yours}&hop=1"
-    for served in ([("key", mine)], [], [("key", yours), ("hop", "1")], [("consumer", mine)]):
+        there = f"{other.url}/v1/events?topic=t.%23&cursor=earliest&key={yours}&hop="
+        assert location == f"{there}{version}"
+        older = await fetch(one, "/v1/events", [("hop", str(version - 1)), *query], headers)
+        assert (older.status, older.head["location"]) == (307, f"{there}{version}")
+    sent_here = [("key", yours), ("hop", str(version))]
+    for served in ([("key", mine)], [], sent_here, [("consumer", mine)]):
         assert (await fetch(one, "/v1/events", [("topic", "t"), *served])).status == 200
     by_consumer = await fetch(one, "/v1/events", [("topic", "t"), ("consumer", yours)])
     assert by_consumer.status == 307
     both = await fetch(one, "/v1/events", [("topic", "t"), ("consumer", yours), ("key", mine)])
     assert both.status == 200
-    for key in ("", "k" * 256):
-        assert (await fetch(one, "/v1/events", [("topic", "t"), ("key", key)])).status == 422
+    for wrong in (
+        ("key", ""),
+        ("key", "k" * 256),
+        ("hop", ""),
+        ("hop", "-1"),
+        ("hop", "x"),
+        ("hop", "9" * 19),
+    ):
+        assert (await fetch(one, "/v1/events", [("topic", "t"), wrong])).status == 422
 
 
 async def test_a_websocket_is_told_where_to_go(sticky: Group) -> None:
@@ -303,7 +315,8 @@ async def test_a_websocket_is_told_where_to_go(sticky: Group) -> None:
         advice = await client.receive()
         while advice.get("control") != "reconnect":
             advice = await client.receive()
-        assert (advice["reason"], advice["url"]) == ("moved", other.url)
+        version = (await sticky.view("a"))["view"]["version"]
+        assert (advice["reason"], advice["url"], advice["hop"]) == ("moved", other.url, version)
         assert advice["cursor"]
         with pytest.raises(Closed) as caught:
             await client.receive()
@@ -356,7 +369,7 @@ async def test_a_page_of_one_replica_reads_from_another(sticky: Group) -> None:
     """A browser follows the redirect if the owner lets it; pages of others get no such leave."""
     other = address_of(sticky.replicas["b"])
     for accept in ("text/event-stream", "application/json"):
-        query = [("topic", "t"), ("key", sticky.keys_of("b", "a", "b")[0]), ("hop", "1")]
+        query = [("topic", "t"), ("key", sticky.keys_of("a", "a", "b")[0])]  # not once more
         for origin, leave in ((sticky.replicas["a"].url, True), ("https://elsewhere.example", False)):
             headers = [("Accept", accept), ("Origin", origin)]
             async with Tcp.open(other) as tcp:
@@ -415,6 +428,10 @@ async def test_a_browser_ends_on_the_owner(sticky: Group) -> None:
             await one.apublish({"topic": "t.1", "data": number})
             await page.wait_for_function(f"window.got.includes({number})", timeout=30_000)
         assert await _followers(one) == 0
+        other.kill()
+        await other.astart()
+        await sticky.agree("a", "b")
+        await until_asked(partial(_follow, other, 3), "all are back at their owner")
 
 
 async def _followers(gateway: GatewayProcess) -> int:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -50,7 +50,9 @@ class Belonging(Follower):
             self._go_home()
             return
         self.detours += 1
-        self.path, self.query = urlsplit(url).path.removesuffix("/v1/events"), f"&key={self.key}&hop=1"
+        parts = urlsplit(url)
+        hop = parse_qs(parts.query)["hop"][0]
+        self.path, self.query = parts.path.removesuffix("/v1/events"), f"&key={self.key}&hop={hop}"
         raise _SentOn
 
     def _split(self, data: bytes) -> tuple[list[bytes], bytes]:

@@ -286,7 +286,8 @@ class Follower:
             case "heartbeat" | "reconnect":
                 self._adopt(str(message.cursor))
                 if message.kind == "reconnect":
-                    self._sent_on(str(message.members.get("url", "")))
+                    told = message.members
+                    self._sent_on(f"{told['url']}/v1/events?hop={told['hop']}" if "url" in told else "")
 
     def _answer(self, answer: Answer) -> bool:
         """Take in the answer to a poll; return whether there is more at once."""
