@@ -34,6 +34,9 @@ KNOWN_SECONDS: Final = 3.0
 WAIT_SECONDS: Final = 2.0
 """How long a change is waited out before anybody is moved: replicas that restart come in a row."""
 
+AGAIN_SECONDS: Final = 5.0
+"""How often it is tried to move those whose replica was suspected, or has no address, when they came."""
+
 PER_SECOND: Final = 200
 """Clients that are moved in a second, for a replica that takes them all at once."""
 
@@ -57,6 +60,7 @@ class Sticky:
         self._replicas = replicas
         self._streams = streams
         self._news = asyncio.Event()
+        self._unsure = False  # whether somebody belongs to a replica that could not be told
         self._begun = time.monotonic()
 
     @property
@@ -76,7 +80,10 @@ class Sticky:
         if key is None or hop >= self.version:
             return ""
         route = self._replicas.route(key)
-        return "" if route.owner == self._replicas.name or route.url == self._replicas.url else route.url
+        if route.owner in (None, self._replicas.name) or route.url == self._replicas.url:
+            return ""
+        self._unsure |= not route.url
+        return route.url
 
     async def admitted(self, headers: Mapping[bytes, bytes]) -> Headers:
         """
@@ -104,11 +111,17 @@ class Sticky:
         self._news.set()
 
     async def run(self) -> None:
-        """Move those who belong elsewhere, whenever the ring changes; until cancelled."""
+        """Move those who belong elsewhere, when the ring changes or it can be told where; until cancelled."""
         while True:
-            await self._news.wait()
+            try:
+                async with asyncio.timeout(AGAIN_SECONDS):
+                    await self._news.wait()
+            except TimeoutError:
+                if not self._unsure:
+                    continue
             await asyncio.sleep(WAIT_SECONDS)
             self._news.clear()
+            self._unsure = False
             if self._streams.draining:
                 return
             await self._move()
