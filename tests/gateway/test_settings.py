@@ -223,6 +223,34 @@ def test_the_number_of_workers_has_bounds(workers: str) -> None:
     assert sentence == f"--workers: {workers!r} is not a whole number from 1 to 64"
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"sticky": "redirect"}, "--sticky: clients are sent to other replicas only on a backbone"),
+        ({"sticky": "redirect", "backbone": "amqp://b"}, "--sticky: clients are sent to other replicas only"),
+        ({"sticky": "on"}, "--sticky: 'on' is not one of off, redirect"),
+        (
+            {"advertise": "push-1.example.com"},
+            "--advertise: 'push-1.example.com' is no address like https://",
+        ),
+        ({"advertise": "https://a.example/?x=1"}, "--advertise: 'https://a.example/?x=1' is no address like"),
+        ({"advertise": "https://me:hush@a.example"}, "--advertise: "),
+        ({"services": "a.b"}, "--services: 'a.b' is no name of a service"),
+        ({"services": "a", "backbone": "amqp://b", "exchanges": "x:y"}, "--services: requests are events on"),
+        ({"services": "a", "request_bytes": "2MiB"}, "--request-bytes: a request has to fit into an event"),
+        ({"services": "a", "request_result_bytes": "2MiB"}, "--request-result-bytes: a result has to fit"),
+    ],
+)
+def test_what_replicas_and_requests_need_is_checked(flags: dict[str, str], sentence: str) -> None:
+    """Settings that cannot be are refused at the start, by name."""
+    assert refusal(flags).startswith(sentence)
+
+
+def test_what_nobody_uses_need_not_fit() -> None:
+    """The bounds of requests contradict nothing where none are taken."""
+    assert load({"max_event_bytes": "100", "max_body_bytes": "100"}, {}).max_event_bytes == 100
+
+
 def test_what_webhooks_may_reach_is_checked() -> None:
     """Networks and ports that are none are refused, with a sentence."""
     assert refusal({"webhooks_allow": "10.0.0.1/8"}) == (
