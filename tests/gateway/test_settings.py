@@ -241,7 +241,7 @@ def test_the_number_of_workers_has_bounds(workers: str) -> None:
         ({"services": "a", "request_result_bytes": "2MiB"}, "--request-result-bytes: a result has to fit"),
     ],
 )
-def test_what_replicas_and_requests_need_is_checked(flags: dict[str, str], sentence: str) -> None:
+def test_what_replicas_and_requests_need_is_checked(flags: dict[str, object], sentence: str) -> None:
     """Settings that cannot be are refused at the start, by name."""
     assert refusal(flags).startswith(sentence)
 
