@@ -102,7 +102,7 @@ class BrokerSource:
     async def progress(self, job: Job, value: bytes | None) -> bool:
         """See `Source.progress`."""
         held, change = self._running[job.lease]
-        if held.lost or job.token in self._over:
+        if held.lost or job.token in self._over or _expired(change):
             await held.acknowledge()
             self._end(job)
             return False
@@ -185,7 +185,7 @@ class BrokerSource:
             await self._consumer.publish(token, unread)
             await held.acknowledge()
             return None
-        if token in self._over or (change.expires is not UNSET and change.expires < datetime.now(UTC)):
+        if token in self._over or _expired(change):
             await held.acknowledge()  # whoever took it back, or let it expire, has said so
             return None
         attempt = change.attempt + held.deliveries + 1
@@ -225,6 +225,10 @@ def _next(before: Change, state: State, job: Job, **members: Any) -> Change:
     """Return the change that comes after another."""
     known = {"failures": before.failures, **members}
     return Change(state=state, service=job.service, attempt=job.attempt, **known)
+
+
+def _expired(change: Change) -> bool:
+    return change.expires is not UNSET and change.expires < datetime.now(UTC)
 
 
 def _data(change: Change) -> Any:

@@ -47,7 +47,7 @@ def key_of(stream: str, service: str, bucket: int) -> str:
 
 
 def over_key(stream: str, service: str) -> str:
-    """Return the routing key by which workers hear that a request is over without them."""
+    """Return the routing key by which workers hear that a request was taken back."""
     return f"$requests.{stream}.{service}.over"
 
 
@@ -76,6 +76,6 @@ class Copies:
             return None
         if change.state is State.QUEUED and change.next is UNSET:
             return key_of(self._stream, change.service, bucket_of(token)), self._headers
-        if change.state in (State.CANCELLED, State.FAILED):
+        if change.state is State.CANCELLED:  # for good; what failed may be tried again
             return over_key(self._stream, change.service), {}
         return None

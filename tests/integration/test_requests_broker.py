@@ -215,6 +215,21 @@ async def test_who_works_on_what_was_taken_back_is_stopped(broker: Broker, apis:
     await until(lambda: left(broker, "slow") == 0, "the queues are empty")
 
 
+async def test_what_expired_can_be_tried_again(broker: Broker, apis: tuple[Api, Api]) -> None:
+    """By the very worker that was there when it did."""
+    one, other = apis
+    with WorkerProcess(broker.url, "slow", HANDLER) as worker:
+        busy = await one.submit("slow", "slow")
+        await until_asked(lambda: _is(other, busy, "running"), "the worker is busy")
+        answer = await one.post("/v1/requests/slow?ttl=1", 7)
+        token = answer.json["token"]
+        await until_asked(lambda: _is(other, token, "failed"), "it expires")
+        assert (await fetch(other.address, f"/v1/requests/{busy}", method="DELETE")).status == 200
+        await until(lambda: "worker.lost" in worker.log_text(), "the worker is free")
+        assert (await other.post(f"/v1/requests/{token}:retry")).status == 202
+        assert (await one.show(token, wait=20))["state"] == "done"
+
+
 async def _is(api: Api, token: str, state: str) -> bool:
     return bool((await api.show(token))["state"] == state)
 

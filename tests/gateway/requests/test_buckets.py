@@ -61,11 +61,11 @@ def test_every_queue_is_declared() -> None:
         (State.RUNNING, {"attempt": 1}, None),
         (State.DONE, {"attempt": 1, "result": Raw(b"1")}, None),
         (State.CANCELLED, {"attempt": 1}, "over"),
-        (State.FAILED, {"attempt": 1}, "over"),
+        (State.FAILED, {"attempt": 1}, None),
     ],
 )
 def test_what_is_ready_goes_to_its_bucket(state: State, members: dict[str, Any], where: str | None) -> None:
-    """And what is over without a worker to all of them; nothing else goes anywhere."""
+    """And what was taken back to all of them; nothing else goes anywhere."""
     token = new_token()
     copy = Copies("s", OPTIONS)(event_of(state, token, **members))
     keys = {"bucket": key_of("s", "reports", bucket_of(token)), "over": over_key("s", "reports"), None: None}
