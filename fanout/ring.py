@@ -44,6 +44,13 @@ UNBOUNDED: Final = 1_000_000
 RANKS: Final = 3
 
 
+def bucket_of(key: str, buckets: int) -> int:
+    """Return the bucket of a key, of so many."""
+    # Keys come from clients, and JSON lets lone surrogates through.
+    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % buckets
+
+
 class Ring:
     """
     Who owns what among some members. Does not change: another set of members is another ring.
@@ -69,9 +76,7 @@ class Ring:
 
     def bucket(self, key: str) -> int:
         """Return the bucket of a key; it depends on nothing but the number of buckets."""
-        # Keys come from clients, and JSON lets lone surrogates through.
-        digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % self.buckets
+        return bucket_of(key, self.buckets)
 
     def owner(self, key: str) -> str | None:
         """Return the member that owns a key; None while there is none."""

@@ -15,7 +15,7 @@ from fanout.topics import matches
 from fanout.window import Window
 from gateway.amqp.address import Address
 from gateway.amqp.topology import Topology
-from gateway.requests.buckets import BUCKETS, Copies, key_of, queue_of
+from gateway.requests.buckets import Copies, queues_of
 from gateway.requests.options import Options, services_of
 from gateway.requests.sharing import PREFETCH, Make
 from gateway.starts import Locator, Place
@@ -66,9 +66,9 @@ def topology(settings: Settings) -> Topology:
         if settings.retention_bytes
         else most,
         queues=tuple(
-            (queue_of(settings.stream, service, bucket), key_of(settings.stream, service, bucket))
+            queue
             for service in services_of(settings.services)
-            for bucket in range(BUCKETS)
+            for queue in queues_of(settings.stream, service)
         ),
     )
 

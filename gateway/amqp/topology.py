@@ -8,6 +8,7 @@ topic. The only file that uses aio-pika: none of this is on the event path.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any, Final
@@ -158,6 +159,13 @@ async def connect(
     )
 
 
+async def declare_queues(channel: AbstractChannel, exchange: str, queues: Iterable[tuple[str, str]]) -> None:
+    """Declare queues of requests, each with the routing key by which the exchange fills it."""
+    for name, key in queues:
+        queue = await channel.declare_queue(name, durable=True, arguments=QUEUE_ARGUMENTS)
+        await queue.bind(exchange, key)
+
+
 async def _declare(connection: AbstractConnection, topology: Topology) -> None:
     """Declare step by step; each in a channel of its own, because a refusal closes the channel."""
 
@@ -171,9 +179,7 @@ async def _declare(connection: AbstractConnection, topology: Topology) -> None:
         await channel.declare_queue(topology.dead, durable=True, arguments=DEAD_ARGUMENTS)
 
     async def queues(channel: AbstractChannel) -> None:
-        for name, key in topology.queues:
-            queue = await channel.declare_queue(name, durable=True, arguments=QUEUE_ARGUMENTS)
-            await queue.bind(topology.exchange, key)
+        await declare_queues(channel, topology.exchange, topology.queues)
 
     async def publishing(channel: AbstractChannel) -> None:
         # The end of a binding that nobody made: nothing happens, but only to those who may publish.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -35,11 +34,11 @@ from aiormq.exceptions import (
 )
 
 from fanout.ring import BOUND
-from gateway.amqp.topology import QUEUE_ARGUMENTS, connect
+from gateway.amqp.topology import connect, declare_queues
 from gateway.handling.source import SourceError
-from gateway.members.member import BROKEN, Member
+from gateway.members.member import BROKEN, RETRY_SECONDS, Member, pause_after
 from gateway.members.wire import Facts
-from gateway.requests.buckets import BUCKETS, key_of, over_key, queue_of
+from gateway.requests.buckets import BUCKETS, key_of, over_key, queue_of, queues_of
 from gateway.requests.changes import TOPICS, TYPE, Change
 
 if TYPE_CHECKING:
@@ -65,9 +64,6 @@ REFUSALS: Final = (
 
 STEP_SECONDS: Final = 10.0
 """How long one step on the broker may take."""
-
-RETRY_SECONDS: Final = (0.5, 5.0)
-"""Between two connections: doubled each time from the first to the second, and up to half of it less."""
 
 LOOK_SECONDS: Final = 0.5
 """How often it is looked whether the buckets are still ours, should nobody say so."""
@@ -227,7 +223,7 @@ class Consumer:
                 if not failures:
                     log.warning("worker.unpublished", extra={"why": f"{type(error).__name__}: {error}"})
                 failures += 1
-                await asyncio.sleep(_pause(failures))
+                await asyncio.sleep(pause_after(failures))
             else:
                 return
 
@@ -247,7 +243,7 @@ class Consumer:
             except BROKEN as error:
                 self._lost(host, error)
             failures = failures + 1 if time.monotonic() - begun < RETRY_SECONDS[1] else 1
-            await asyncio.sleep(_pause(failures))
+            await asyncio.sleep(pause_after(failures))
 
     def _lost(self, host: tuple[str, int], error: BaseException) -> None:
         why = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -280,10 +276,7 @@ class Consumer:
         )
         channel = await connection.channel(publisher_confirms=False)
         await channel.set_qos(prefetch_count=self._prefetch)
-        for bucket in range(BUCKETS):
-            name = queue_of(self._stream, self.service, bucket)
-            queue = await channel.declare_queue(name, durable=True, arguments=QUEUE_ARGUMENTS)
-            await queue.bind(exchange, key_of(self._stream, self.service, bucket))
+        await declare_queues(channel, self._exchange_name, queues_of(self._stream, self.service))
         hearing = await connection.channel(publisher_confirms=False)
         name = f"{self._stream}.requests.{self.service}.over.{self.member.name}"
         overs = await hearing.declare_queue(
@@ -346,11 +339,6 @@ def _held(message: AbstractIncomingMessage, bucket: int, consumer: Consumer) -> 
         consumer=consumer,
         _message=message,
     )
-
-
-def _pause(failures: int) -> float:
-    longest: float = min(RETRY_SECONDS[0] * 2 ** min(failures, 10), RETRY_SECONDS[1])
-    return longest * random.uniform(0.5, 1)  # no secret
 
 
 _changes: Final = msgspec.json.Decoder(Change)

@@ -54,6 +54,12 @@ PROBE_SECONDS: Final = 1.0
 BROKEN: Final = (AMQPError, ChannelInvalidStateError, ConnectionError, OSError, tls.TlsError, TimeoutError)
 
 
+def pause_after(failures: int) -> float:
+    """Return the seconds between two connections, after so many failures."""
+    longest: float = min(RETRY_SECONDS[0] * 2 ** min(failures, 10), RETRY_SECONDS[1])
+    return longest * random.uniform(0.5, 1)  # no secret
+
+
 def exchange_of(prefix: str) -> str:
     """Return the name of the exchange that heartbeats go through."""
     return f"{prefix}.members"
@@ -149,9 +155,8 @@ class Member:
             self._look()
             if not self._leaving.is_set():
                 failures = failures + 1 if time.monotonic() - begun < RETRY_SECONDS[1] else 1
-                longest = min(RETRY_SECONDS[0] * 2 ** min(failures, 10), RETRY_SECONDS[1])
                 self._woken.clear()
-                await self._wait(longest * random.uniform(0.5, 1))  # no secret
+                await self._wait(pause_after(failures))
 
     # --- one connection -------------------------------------------------------------------------------------
 

@@ -9,11 +9,11 @@ broker takes out of the message (https://www.rabbitmq.com/sender-selected.html).
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Final
 
 from msgspec import UNSET
 
+from fanout import ring
 from fanout.event import Event
 from gateway.requests.changes import State, change_of, token_of
 from gateway.requests.options import Options
@@ -32,13 +32,17 @@ RESULT_BYTES: Final = "sluice-result-bytes"
 
 def bucket_of(token: str) -> int:
     """Return the bucket of a request."""
-    digest = blake2b(token.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % BUCKETS
+    return ring.bucket_of(token, BUCKETS)
 
 
 def queue_of(stream: str, service: str, bucket: int) -> str:
     """Return the name of a bucket's queue."""
     return f"{stream}.requests.{service}.{bucket}"
+
+
+def queues_of(stream: str, service: str) -> list[tuple[str, str]]:
+    """Return the queues of a service, each with its routing key."""
+    return [(queue_of(stream, service, each), key_of(stream, service, each)) for each in range(BUCKETS)]
 
 
 def key_of(stream: str, service: str, bucket: int) -> str:

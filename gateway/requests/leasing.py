@@ -132,7 +132,7 @@ class Leasing:
             self._changed_elsewhere(lease, request)
         elif request.state is State.QUEUED or lease is None:
             self._queue.add(request)
-            self._wake(request.service)
+            self.wake(request.service)
 
     def _changed_elsewhere(self, lease: Lease, request: Request) -> None:
         """The worker that has a lease of ours spoke to another replica."""
@@ -148,10 +148,6 @@ class Leasing:
         """Return whether a worker has a request."""
         return token in self._by_token or token in self._queue.taken
 
-    def wake(self, service: str) -> bool:
-        """Have whoever waits longest for requests of a service look again; return whether anybody waits."""
-        return self._wake(service)
-
     def waiting(self, service: str) -> int:
         """Return how many workers wait for requests of a service."""
         return len(self._waiters.get(service, ()))
@@ -160,7 +156,7 @@ class Leasing:
         """Let no worker wait any more."""
         self.draining = True
         for service in list(self._waiters):
-            while self._wake(service):
+            while self.wake(service):
                 pass
 
     def restart(self) -> None:
@@ -172,7 +168,7 @@ class Leasing:
     async def sweep(self, now: int) -> None:
         """Look after time: what is due, and whose lease has ended. `now` in ms since the Unix epoch."""
         for service in self._queue.ripen(now):
-            while self._wake(service):
+            while self.wake(service):
                 pass
         clock = asyncio.get_running_loop().time()
         for lease in [each for each in self.leases.values() if each.until <= clock]:
@@ -206,7 +202,7 @@ class Leasing:
         deadline = loop.time() + wait
         while True:
             if gone.done():
-                self._wake(service)  # what this one was woken for is somebody else's
+                self.wake(service)  # what this one was woken for is somebody else's
                 return []
             if self.messages is not None:
                 self.messages.wanted(service)
@@ -383,8 +379,8 @@ class Leasing:
             if not waiters:
                 self._waiters.pop(service, None)
 
-    def _wake(self, service: str) -> bool:
-        """Wake the worker that waits longest; tell whether there was one."""
+    def wake(self, service: str) -> bool:
+        """Have the worker that waits longest look again; tell whether there was one."""
         waiters = self._waiters.get(service)
         if not waiters:
             return False
