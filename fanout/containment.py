@@ -47,6 +47,46 @@ def covers(pattern: str, other: str) -> bool:
     return _covers(_planned(pattern), _worst(other))
 
 
+def overlaps(pattern: str, other: str) -> bool:
+    """
+    Tell whether there is a topic that both match.
+
+    Args:
+        pattern: a (checked) pattern or topic.
+        other: a (checked) pattern or topic.
+    """
+    mine, yours = pattern.split("."), other.split(".")
+    reached = {0}  # places in `yours` that topics which lead to the place at hand in `mine` can lead to
+    for word in mine:
+        reached = _through(yours, reached, word)
+        if not reached:
+            return False
+    return len(yours) in _behind_hashes(yours, reached)
+
+
+def _through(words: list[str], places: set[int], word: str) -> set[int]:
+    """Return the places that one word of a pattern can lead to, from any of some places in another."""
+    places = _behind_hashes(words, places)
+    if word == "#":  # whatever follows, or nothing
+        return set(range(min(places), len(words) + 1))
+    return {
+        at if words[at] == "#" else at + 1
+        for at in places
+        if at < len(words) and (words[at] in ("*", "#", word) or word == "*")
+    }
+
+
+def _behind_hashes(words: list[str], places: set[int]) -> set[int]:
+    """Add the places behind each `#`, which may stand for nothing."""
+    found = set(places)
+    for place in sorted(places):
+        at = place
+        while at < len(words) and words[at] == "#":
+            at += 1
+            found.add(at)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from zlib import crc32
 
+from fanout.topics import TENANTS, tenant_of
+
 OVERHEAD_BYTES = 400
 """
 What one event costs in memory beside its body: object, strings, its places in the window's indexes
@@ -67,6 +69,14 @@ class Event:
         self.frames: dict[int, bytes] | None = (
             None  # wire -> bytes; only the window fills it, and accounts for it
         )
+
+    @property
+    def unique(self) -> str | None:
+        """Its id if the producer chose one, such that those of two tenants never meet."""
+        id = self.given_id
+        if id is not None and self.topic.startswith(TENANTS):
+            return f"{tenant_of(self.topic)}\x1f{id}"  # no id has a control character
+        return id
 
     def __repr__(self) -> str:
         return f"<Event {self.position} {self.topic} {len(self.body)} bytes>"

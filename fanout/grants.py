@@ -5,6 +5,8 @@ true.
     publish      patterns of the topics it may publish to
     subscribe    patterns of the topics it may listen to
     requests     services it may ask, or `*` for all
+    work         services it may work for, or `*` for all
+    webhooks     whether it may have what it may listen to sent to webhooks
     history      seconds that a cursor may reach back; all that is retained if it is left out
     admin        whether it may use the doors of operators
     limits       limits of its own, in place of the gateway's
@@ -17,12 +19,11 @@ A pattern is granted if it is *covered*: if every topic it matches is matched by
 are the same for every token:
 
 - **Reserved topics**, those that begin with `$`, are granted only by patterns that begin with `$`, and a
-  pattern that begins with a wildcard does not bring them (as in MQTT 5.0, 4.7.2). The index of patterns knows
-  nothing of that, so a `Subscription` says which topics it `sees`.
-- **A tenant** has a space of topics to itself. A topic gets the prefix `$tenant.NAME.` on its way in and
-  loses it on its way out. What a token of a tenant names is behind its own prefix, whatever it is. The prefix
-  is reserved, so a token without a tenant reaches into one only if it is granted `$tenant.` patterns by that
-  spelling.
+  pattern that begins with a wildcard does not bring them (see `fanout.topics`).
+- **A tenant** has a space of topics to itself. A topic gets the prefix `$tenant.NAME.` on its way in, and
+  readers see it without. What a token of a tenant names is behind its own prefix, whatever it is; reserved
+  topics are not for tenants. The prefix is reserved, so a token without a tenant reaches into one only if it
+  is granted `$tenant.` patterns by that spelling.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -38,11 +38,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from fanout.containment import Cover
 from fanout.errors import ClaimError, TopicError
-from fanout.topics import MAX_TOPIC_BYTES, check_pattern, check_topic, matches
-
-RESERVED: Final = "$"
-"""How the topics begin that are granted, and listened to, only by that spelling."""
-TENANTS: Final = f"{RESERVED}tenant."
+from fanout.topics import MAX_TOPIC_BYTES, RESERVED, TENANTS, check_pattern, check_topic, matches
 
 MAX_PATTERNS: Final = 100
 """Patterns of one claim: each is looked at for each topic."""
@@ -93,28 +89,12 @@ class _Claims(msgspec.Struct, frozen=True, kw_only=True):
     publish: _Patterns = []
     subscribe: _Patterns = []
     requests: Annotated[list[str], Meta(max_length=MAX_SERVICES)] = []
+    work: Annotated[list[str], Meta(max_length=MAX_SERVICES)] = []
+    webhooks: bool = False
     history: float | UnsetType = UNSET
     admin: bool = False
     limits: Limits = Limits()
     tenant: str | UnsetType = UNSET
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """
-    A pattern that is granted.
-
-    Attributes:
-        pattern: what to listen to, with the tenant's prefix.
-        hides: how the topics begin that it matches and must not bring; empty if there are none.
-    """
-
-    pattern: str
-    hides: str
-
-    def sees(self, topic: str) -> bool:
-        """Tell whether an event that the pattern matches may be delivered."""
-        return not (self.hides and topic.startswith(self.hides))
 
 
 class Grants:
@@ -125,6 +105,8 @@ class Grants:
         publish: patterns of the topics it may publish to.
         subscribe: patterns of the topics it may listen to.
         requests: services it may ask; `*` is all.
+        work: services it may work for; `*` is all. Not with a tenant: a worker sees the requests of all.
+        webhooks: whether it may have what it may listen to sent to webhooks.
         history: seconds that a cursor may reach back; None is all that is retained.
         admin: whether it may use the doors of operators; not with a tenant, as those show all tenants.
         limits: limits of its own.
@@ -144,6 +126,8 @@ class Grants:
         "limits",
         "requests",
         "tenant",
+        "webhooks",
+        "work",
     )
 
     def __init__(
@@ -152,6 +136,8 @@ class Grants:
         publish: Iterable[str] = (),
         subscribe: Iterable[str] = (),
         requests: Iterable[str] = (),
+        work: Iterable[str] = (),
+        webhooks: bool = False,
         history: float | None = None,
         admin: bool = False,
         limits: Limits | None = None,
@@ -161,6 +147,9 @@ class Grants:
             raise ClaimError("tenant", "it is no name: 1 to 64 of the letters A to Z, digits, `_` and `-`")
         if tenant is not None and admin:
             raise ClaimError("admin", "operators see all tenants, so a token of a tenant cannot be one's")
+        self.work = frozenset(_checked("work", work, MAX_SERVICES, _check_service))
+        if tenant is not None and self.work:
+            raise ClaimError("work", "a worker sees the requests of all tenants, so it cannot be of one")
         if history is not None and not (math.isfinite(history) and 0 <= history <= MAX_HISTORY):
             raise ClaimError("history", f"it is not from 0 to {MAX_HISTORY:.0f} seconds")
         self.admin = admin
@@ -168,6 +157,7 @@ class Grants:
         self.limits = limits or Limits()
         self.requests = frozenset(_checked("requests", requests, MAX_SERVICES, _check_service))
         self.tenant = tenant
+        self.webhooks = webhooks
         self._prefix = "" if tenant is None else f"{TENANTS}{tenant}."
         self._publishing = _ByKind(_checked("publish", publish, MAX_PATTERNS, check_pattern))
         self._listening = _ByKind(_checked("subscribe", subscribe, MAX_PATTERNS, check_pattern))
@@ -191,6 +181,8 @@ class Grants:
             publish=read.publish,
             subscribe=read.subscribe,
             requests=read.requests,
+            work=read.work,
+            webhooks=read.webhooks,
             history=None if read.history is UNSET else read.history,
             admin=read.admin,
             limits=read.limits,
@@ -207,6 +199,8 @@ class Grants:
         stored = self._publishable.get(topic)
         if stored is None:
             stored = self._inward(check_topic(topic), "topic")
+            if self._prefix and topic.startswith(RESERVED):
+                return None
             if not any(matches(pattern, topic) for pattern in self._publishing.of(topic).patterns):
                 return None
             if len(self._publishable) >= MAX_REMEMBERED:
@@ -214,43 +208,41 @@ class Grants:
             self._publishable[topic] = stored
         return stored
 
-    def subscribing(self, pattern: str) -> Subscription | None:
+    def subscribing(self, pattern: str) -> str | None:
         """
-        Return what to listen to for a pattern, or None if it is not granted as a whole.
+        Return the pattern to listen to for one that a bearer gave, or None if it is not granted as a whole.
 
         Raises:
             TopicError: it is no pattern, or too long with the tenant's prefix.
         """
         words = check_pattern(pattern).split(".")
+        if self._prefix and words[0].startswith(RESERVED):
+            return None
+        inner = pattern
         if set(words) == {"#"} and self._prefix:
-            pattern = (
+            inner = (
                 "*.#"  # the same, but that the prefix alone, which is no topic of the tenant, is not in it
             )
-        stored = self._inward(pattern, "pattern")
-        if not self._listening.of(pattern).covers(pattern):
-            return None
-        return Subscription(stored, f"{self._prefix}{RESERVED}" if words[0] in ("*", "#") else "")
+        stored = self._inward(inner, "pattern")
+        return stored if self._listening.of(pattern).covers(pattern) else None
 
-    def outward(self, topic: str) -> str | None:
+    def outward(self, text: str) -> str | None:
         """
-        Return a stored topic as the bearer knows it, without the tenant's prefix. None: it is in another
-        space, and must not be shown.
+        Return a stored topic or pattern as the bearer knows it, without the tenant's prefix. None: it is in
+        another space, and must not be shown.
         """
         if not self._prefix:
-            return topic
-        inside = topic.removeprefix(self._prefix)
-        return inside if inside and inside != topic else None
-
-    def scoped(self, name: str) -> str:
-        """
-        Return a name that is not a topic (an event's id, a consumer's name) so that those of two tenants
-        never meet. Of a tenant it has a control character, which names of clients cannot have.
-        """
-        return name if self.tenant is None else f"{self.tenant}\x1f{name}"
+            return text
+        inside = text.removeprefix(self._prefix)
+        return inside if inside and inside != text else None
 
     def may_request(self, service: str) -> bool:
         """Tell whether it may ask a service."""
         return service in self.requests or _ANY in self.requests
+
+    def may_work(self, service: str) -> bool:
+        """Tell whether it may work for a service."""
+        return service in self.work or _ANY in self.work
 
     def reaches_back_to(self, now_ms: int) -> int:
         """
@@ -268,6 +260,23 @@ class Grants:
             most = MAX_TOPIC_BYTES - len(self._prefix)
             raise TopicError(f"the {kind} has more than {most} bytes, the most of this tenant")
         return stored
+
+
+class AllGrants(Grants):
+    """What everybody may do where nobody is asked who they are: anything."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(requests=(_ANY,), work=(_ANY,), webhooks=True, admin=True)
+
+    def publishing(self, topic: str) -> str:
+        """Return a topic; see `Grants.publishing`."""
+        return topic
+
+    def subscribing(self, pattern: str) -> str:
+        """Return a pattern; see `Grants.subscribing`."""
+        return pattern
 
 
 class _ByKind:

@@ -5,6 +5,12 @@ A topic is words joined by dots: `orders.42.created`. A pattern is a topic in wh
 one word) or `#` (zero or more words). At most 255 bytes, as an AMQP routing key (AMQP 0-9-1, 4.2.5.3 short
 strings).
 
+One rule is not AMQP's but MQTT's (5.0, 4.7.2): topics that begin with `$` are *reserved*, and a pattern that
+begins with a wildcard does not match them. So nobody gets what is reserved without having named it.
+
+Tenants live in reserved topics: those of the tenant `acme` begin with `$tenant.acme.`, and readers see them
+without that.
+
 Strategy of the index: exact patterns live in a dict, the others in a trie of words; the answer is remembered
 per topic. An exact pattern that comes or goes forgets one remembered answer, a wildcard pattern forgets all.
 """
@@ -18,6 +24,10 @@ from typing import Final, Generic, TypeVar
 from fanout.errors import TopicError
 
 MAX_TOPIC_BYTES: Final = 255
+RESERVED: Final = "$"
+"""How the topics begin that are matched only by patterns that begin so, too."""
+TENANTS: Final = f"{RESERVED}tenant."
+"""How the topics of all tenants begin; the next word is the tenant's name."""
 MAX_REMEMBERED: Final = 65_536
 """Topics whose answer is remembered, for the index as a whole; the memory this costs is bounded by it."""
 
@@ -64,7 +74,30 @@ def is_exact(pattern: str) -> bool:
 
 def matches(pattern: str, topic: str) -> bool:
     """Tell whether a (checked) pattern matches a topic. The plain form of what the index does."""
+    if pattern == topic:
+        return True
+    if is_exact(pattern) or (topic.startswith(RESERVED) and pattern[0] in "*#"):
+        return False
+    return _matches(pattern.split("."), topic.split("."))
+
+
+def routes(pattern: str, topic: str) -> bool:
+    """Tell whether a topic exchange routes a message with this routing key: AMQP's rules, and no others."""
     return pattern == topic or (not is_exact(pattern) and _matches(pattern.split("."), topic.split(".")))
+
+
+def tenant_of(topic: str) -> str:
+    """Return the tenant in whose space a topic is; empty if it is in none."""
+    if not topic.startswith(TENANTS):
+        return ""
+    name, dot, rest = topic[len(TENANTS) :].partition(".")
+    return name if dot and rest else ""
+
+
+def shown_topic(topic: str) -> str:
+    """Return a topic as readers see it: without the prefix of a tenant's space."""
+    tenant = tenant_of(topic)
+    return topic[len(TENANTS) + len(tenant) + 1 :] if tenant else topic
 
 
 def _matches(pattern: list[str], topic: list[str]) -> bool:
@@ -188,7 +221,13 @@ class PatternIndex(Generic[Value]):
         Return the nodes that `words` lead to: a walk of all ways through the trie at once, each node at most
         once a word.
         """
-        ways = _with_hashes({id(self._root): self._root})
+        if words[0].startswith(RESERVED):  # the first word must be named
+            first = self._root.branches.get(words[0])
+            if first is None:
+                return ()
+            ways, words = _with_hashes({id(first): first}), words[1:]
+        else:
+            ways = _with_hashes({id(self._root): self._root})
         for word in words:
             ahead: dict[int, _Node[Value]] = {}
             for node in ways.values():

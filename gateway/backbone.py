@@ -11,7 +11,7 @@ from fanout.closing import CloseReason
 from fanout.cursor import Cursor, Start
 from fanout.event import Event
 from fanout.selection import Filter
-from fanout.topics import matches
+from fanout.topics import routes
 from fanout.window import Window
 from gateway.amqp.address import Address
 from gateway.amqp.topology import Topology
@@ -79,7 +79,7 @@ def takes(topology: Topology) -> Callable[[str], bool]:
     a binding.
     """
     patterns = [pattern for name, pattern in topology.bindings if name == topology.exchange]
-    return lambda topic: any(matches(pattern, topic) for pattern in patterns)
+    return lambda topic: any(routes(pattern, topic) for pattern in patterns)
 
 
 def address(settings: Settings) -> Address:

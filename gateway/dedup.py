@@ -71,7 +71,7 @@ class Dedup:
         originals: set[Stored] = set()
         own: set[str] = set()
         for event in events:
-            id = event.given_id
+            id = event.unique
             if id is not None and self.window_ms:
                 if id in own or self._knows(id, now):
                     continue
@@ -102,7 +102,7 @@ class Dedup:
         """Return id and time of the events whose ids are to be remembered."""
         if not self.window_ms:
             return []
-        return [(event.given_id, event.time) for event in events if event.given_id is not None]
+        return [(id, event.time) for event in events if (id := event.unique) is not None]
 
     def _settle(self, named: list[tuple[str, int]], stored: Stored) -> None:
         for id, _ in named:

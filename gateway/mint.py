@@ -20,7 +20,7 @@ import msgspec
 from fanout.cursor import EPOCH_ALPHABET
 from fanout.errors import TopicError
 from fanout.event import Event, tag_of
-from fanout.topics import check_topic
+from fanout.topics import check_topic, shown_topic
 from gateway.problems import Problem
 
 DEFAULT_TYPE: Final = "message"
@@ -140,7 +140,7 @@ class Mint:
             raise Problem(422, detail, members={"pointer": "/topic"})
         if len(self._topics) >= MAX_TOPICS:
             self._topics.clear()
-        part = self._topics[topic] = b'"topic":%b,"id":' % _encode(topic)
+        part = self._topics[topic] = b'"topic":%b,"id":' % _encode(shown_topic(topic))
         return part
 
     def _type(self, type: str) -> bytes:

@@ -140,8 +140,8 @@ class Admission:
 
     def _is_first(self, event: Event) -> bool:
         """Say whether no event had this id lately; one that is not gets the position of the first."""
-        assert event.given_id is not None
-        original = self._seen.original(event.given_id, event.position, event.time)
+        assert event.unique is not None
+        original = self._seen.original(event.unique, event.position, event.time)
         if original is None:
             return True
         self.duplicates += 1

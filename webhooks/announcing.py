@@ -20,10 +20,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fanout.topics import RESERVED
 from gateway.log import LogError
 from webhooks.attempt import Outcome
 from webhooks.counters import Counters
-from webhooks.directory import OWN
 from webhooks.parcels import Parcel
 from webhooks.records import Result, Standing, Status
 from webhooks.settling import Settled, Settling
@@ -31,7 +31,7 @@ from webhooks.stored import delivery_name
 
 log = logging.getLogger(__name__)
 
-PREFIX: Final = f"{OWN}webhooks."
+PREFIX: Final = f"{RESERVED}webhooks."
 ATTEMPTS: Final = 3
 WAIT_SECONDS: Final = 2.0
 """How often it is tried to publish, and the wait in between."""

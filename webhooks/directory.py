@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 
 PAGE = 500
 """Endpoints that the store is asked for at a time."""
-OWN = "$"
-"""How the topics begin that only those get whose pattern begins so too."""
 
 
 class Directory:
@@ -116,8 +114,6 @@ class Directory:
         if not found:
             return []
         wanting = [lane for lane in found if number > lane.since]
-        if topic.startswith(OWN):
-            wanting = [lane for lane in wanting if any(each.startswith(OWN) for each in lane.patterns)]
         return [lane for lane in wanting if not lane.endpoint.is_picky or lane.endpoint.wants(message())]
 
     def _see(self, row: records.Endpoint) -> Lane | None:

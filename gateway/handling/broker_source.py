@@ -223,7 +223,7 @@ class BrokerSource:
 
 def _next(before: Change, state: State, job: Job, **members: Any) -> Change:
     """Return the change that comes after another."""
-    known = {"failures": before.failures, **members}
+    known = {"failures": before.failures, "tenant": before.tenant, **members}
     return Change(state=state, service=job.service, attempt=job.attempt, **known)
 
 

@@ -39,7 +39,7 @@ from gateway.handling.source import SourceError
 from gateway.members.member import BROKEN, RETRY_SECONDS, Member, pause_after
 from gateway.members.wire import Facts
 from gateway.requests.buckets import BUCKETS, key_of, over_key, queue_of, queues_of
-from gateway.requests.changes import TOPICS, TYPE, Change
+from gateway.requests.changes import TYPE, Change, token_in, topic_of
 
 if TYPE_CHECKING:
     from gateway.amqp.address import Address
@@ -218,7 +218,7 @@ class Consumer:
                     # As replicas write it: the exact time, an id that nobody publishes twice, who.
                     headers={"sluice": f"e1;{now};m;{self._origin};{number}", "key": token, **more},
                 )
-                await self._exchange.publish(message, f"{TOPICS}{token}", timeout=STEP_SECONDS)
+                await self._exchange.publish(message, topic_of(token, change.tenant), timeout=STEP_SECONDS)
             except BROKEN as error:
                 if not failures:
                     log.warning("worker.unpublished", extra={"why": f"{type(error).__name__}: {error}"})
@@ -314,7 +314,7 @@ class Consumer:
         return receive
 
     async def _hear(self, message: AbstractIncomingMessage) -> None:
-        self._over((message.routing_key or "").removeprefix(TOPICS))
+        self._over(token_in(message.routing_key or "") or "")
 
     def _queue(self, bucket: int) -> str:
         return queue_of(self._stream, self.service, bucket)
@@ -331,7 +331,7 @@ def _held(message: AbstractIncomingMessage, bucket: int, consumer: Consumer) -> 
     headers = dict(message.headers)
     delivered = headers.get("x-delivery-count", 0)
     return Held(
-        token=(message.routing_key or "").removeprefix(TOPICS),
+        token=token_in(message.routing_key or "") or "",
         change=change,
         bucket=bucket,
         deliveries=delivered if isinstance(delivered, int) else 0,

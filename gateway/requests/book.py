@@ -25,6 +25,7 @@ from typing import Final
 from msgspec import UNSET
 
 from fanout.event import Event
+from fanout.topics import tenant_of
 from gateway.requests.changes import Change, State, change_of, ms_of, token_of
 
 ENTRY_BYTES: Final = 900
@@ -53,6 +54,7 @@ class Request:
         key: the id of its first event, which repeats of the same call share; None if its client gave none.
         digest: stands for its data.
         lease: stands for the lease of the worker that has it; empty if none of the door's has.
+        tenant: whose client handed it in; empty for those that are no tenant's.
     """
 
     token: str
@@ -71,6 +73,7 @@ class Request:
     key: str | None
     digest: bytes
     lease: str = ""
+    tenant: str = ""
 
 
 class Book:
@@ -190,6 +193,7 @@ class Book:
             reason="",
             key=event.given_id,
             digest=digest_of(change),
+            tenant=tenant_of(event.topic),
         )
         self._requests[token] = request
         if request.key is not None:

@@ -1,8 +1,9 @@
 """
 Changes: what the log says about requests.
 
-Every change of a request is an event on the topic `requests.<token>`. So whoever knows the token can follow
-it by any transport, and every replica that reads the log knows what became of it. Nothing else is stored.
+Every change of a request is an event on the topic `requests.<token>`, in the space of its tenant. So whoever
+knows the token can follow it by any transport, and every replica that reads the log knows what became of it.
+Nothing else is stored.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from fanout.event import Event
+from fanout.topics import TENANTS, shown_topic
 
 TOPICS: Final = "requests."
 """How the topics of requests begin; the token follows."""
@@ -83,6 +85,7 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         error: why it failed, or the last attempt.
         retry: an operator has a failed one tried again.
         lease: stands for the lease of the worker that has it, so that any replica can tell it.
+        tenant: whose client handed it in; empty for those that are no tenant's.
     """
 
     state: State
@@ -98,6 +101,7 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     error: Trouble | UnsetType = UNSET
     retry: bool = False
     lease: str | UnsetType = UNSET
+    tenant: str = ""
 
 
 class _Envelope(msgspec.Struct):
@@ -116,12 +120,28 @@ def new_token() -> str:
     return f"rq_{secrets.token_urlsafe(21)}"
 
 
+def topic_of(token: str, tenant: str = "") -> str:
+    """Return the topic of a request: in the space of the tenant whose client handed it in."""
+    return f"{TENANTS}{tenant}.{TOPICS}{token}" if tenant else f"{TOPICS}{token}"
+
+
+def is_of_requests(topic: str) -> bool:
+    """Tell whether a topic is one of requests. Asked for every event, so it looks no closer."""
+    return topic.startswith(TOPICS) or (topic.startswith(TENANTS) and shown_topic(topic).startswith(TOPICS))
+
+
+def token_in(topic: str) -> str | None:
+    """Return the token that a topic names; None if it names none."""
+    shown = shown_topic(topic)
+    if not shown.startswith(TOPICS):
+        return None
+    token = shown[len(TOPICS) :]
+    return token if TOKEN.fullmatch(token) else None
+
+
 def token_of(event: Event) -> str | None:
     """Return the token that an event's topic names; None if it names none."""
-    if not event.topic.startswith(TOPICS):
-        return None
-    token = event.topic[len(TOPICS) :]
-    return token if TOKEN.fullmatch(token) else None
+    return token_in(event.topic)
 
 
 def change_of(event: Event) -> Change | None:

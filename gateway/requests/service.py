@@ -28,7 +28,17 @@ from gateway.log import Log, LogError
 from gateway.mint import Mint, now_ms
 from gateway.problems import Problem
 from gateway.requests.book import Book, Request, digest_of
-from gateway.requests.changes import TOKEN, TOPICS, TYPE, Change, State, change_of, moment_of, new_token
+from gateway.requests.changes import (
+    TOKEN,
+    TYPE,
+    Change,
+    State,
+    change_of,
+    is_of_requests,
+    moment_of,
+    new_token,
+    topic_of,
+)
 from gateway.requests.leasing import Leasing, over
 from gateway.requests.options import Options
 from gateway.requests.sharing import Feed, Later, Make, Ours, SharedQueue
@@ -131,7 +141,7 @@ class Requests:
     def take(self, batch: list[Event]) -> None:
         """Take the next events of the log. On the way of every event, so it does little."""
         for event in batch:
-            if event.topic.startswith(TOPICS):
+            if is_of_requests(event.topic):
                 if self.ready:
                     self._apply(event)
                 else:
@@ -229,7 +239,7 @@ class Requests:
         while events := await self._log.read(position, READ_BYTES):
             position = events[-1].position
             for event in events:
-                if event.topic.startswith(TOPICS):
+                if is_of_requests(event.topic):
                     self.book.apply(event)
             await asyncio.sleep(0)
         return position
@@ -251,7 +261,13 @@ class Requests:
     # --- asked by clients -----------------------------------------------------------------------------------
 
     async def submit(
-        self, service: str, data: Raw | None, base64: Raw | None, key: str | None, ttl: float | None
+        self,
+        service: str,
+        data: Raw | None,
+        base64: Raw | None,
+        key: str | None,
+        ttl: float | None,
+        tenant: str = "",
     ) -> tuple[Request, str]:
         """
         Hand in a request; return it with a cursor behind which its changes come.
@@ -262,6 +278,7 @@ class Requests:
             base64: instead of it, a JSON string.
             key: the same for repeats of one call, which are one request then; None if there are none.
             ttl: seconds in which it has to be done; None for the usual.
+            tenant: whose client hands it in; empty for those that are no tenant's.
 
         Raises:
             Problem: 429, the service has too many; 422, the key was used for other data; 413, 503.
@@ -273,6 +290,7 @@ class Requests:
             expires=moment_of(now_ms() + round((self.options.ttl if ttl is None else ttl) * 1000)),
             data=UNSET if data is None else data,
             data_base64=UNSET if base64 is None else base64,
+            tenant=tenant,
         )
         if key is not None and (known := self.book.by_key(key)) is not None:
             return self._repeated(known, change)
@@ -444,10 +462,12 @@ class Requests:
     async def _write(self, changes: Sequence[tuple[str, Change]], key: str | None) -> None:
         """Write changes into the log; they are in the book when this returns."""
         now = self._intake.now()
-        events = [
-            self._mint.event(now, f"{TOPICS}{token}", encode(change), key, TYPE, token)
-            for token, change in changes
-        ]
+        events = []
+        for token, change in changes:
+            known = self.book.get(token)
+            tenant = change.tenant if known is None else known.tenant
+            told = msgspec.structs.replace(change, tenant=tenant) if change.tenant != tenant else change
+            events.append(self._mint.event(now, topic_of(token, tenant), encode(told), key, TYPE, token))
         await self._intake.publish(events)
 
     async def _data(self, request: Request) -> Change | None:

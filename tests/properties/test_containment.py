@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fanout import containment
-from fanout.containment import MAX_STEPS, Cover, covers
+from fanout.containment import MAX_STEPS, Cover, covers, overlaps
 from fanout.topics import MAX_TOPIC_BYTES, check_pattern, matches
 
 ALPHABET = ("a", "b", "z")
@@ -66,6 +66,26 @@ def test_all_small_pairs() -> None:
     for pattern, other in itertools.product(all_patterns(3), repeat=2):
         expected = language(other, 7) <= language(pattern, 7)
         assert covers(pattern, other) == expected, (pattern, other)
+
+
+def test_overlaps_of_all_small_pairs() -> None:
+    """Two patterns overlap if and only if some topic is matched by both."""
+    for pattern, other in itertools.product(all_patterns(3), repeat=2):
+        expected = not language(other, 7).isdisjoint(language(pattern, 7))
+        assert overlaps(pattern, other) == expected, (pattern, other)
+
+
+@settings(max_examples=1000)
+@given(like())
+def test_overlaps_of_patterns_that_look_alike(pair: tuple[str, str]) -> None:
+    """A topic that both match is among the short ones, or there is none."""
+    pattern, other = pair
+    both = [topic for topic in topics(7) if matches(pattern, topic) and matches(other, topic)]
+    assert overlaps(pattern, other) == overlaps(other, pattern)
+    if both:
+        assert overlaps(pattern, other)
+    elif len(pattern.split(".")) + len(other.split(".")) <= 7:
+        assert not overlaps(pattern, other)
 
 
 def worst_topics(pattern: str, longest: int) -> set[str]:
