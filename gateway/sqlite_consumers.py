@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from gateway.auth import tables as access
 from gateway.batches import Batches
 from gateway.consumers import (
     MAX_CONSUMERS,
@@ -24,12 +27,15 @@ from gateway.sqlite_worker import Job, Worker
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 FORMAT = Format(
     file="store.db",
     what="store",
     application_id=0x534C5331,  # "SLS1"
-    version=1,
+    version=2,
     schema=("CREATE TABLE consumers (name TEXT PRIMARY KEY, cursor TEXT NOT NULL) WITHOUT ROWID",),
+    changes=(access.SCHEMA,),
 )
 
 
@@ -94,6 +100,23 @@ class SqliteConsumers:
     def statistics(self) -> ConsumersStatistics:
         """Return what was done."""
         return ConsumersStatistics(self._storing.done, self._storing.failures, self._storing.seconds)
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """
+        Have something done with the file, in its thread: the tables of others are in it as well.
+
+        Raises:
+            StoreUnavailable: it is closed.
+            sqlite3.Error: it failed.
+        """
+        if self._closing is not None:
+            raise StoreUnavailable("the store is closed", RETRY_CLOSED)
+
+        def job() -> T:
+            assert self._file is not None
+            return work(self._file.connection)
+
+        return await self._worker.call(job)
 
     async def close(self) -> None:
         """Store what was given and close; see `Consumers.close`."""

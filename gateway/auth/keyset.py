@@ -9,6 +9,7 @@ chosen (RFC 8725, 3.1 and 3.2).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
@@ -50,6 +51,7 @@ class Key:
 
     Attributes:
         id: its `kid`; None if it has none.
+        name: what tells it from any other.
         algorithm: the only one it is used with.
         verifying: the key as the library takes it.
 
@@ -57,7 +59,7 @@ class Key:
         BadKey: it is no such key, too weak, private, or for something else.
     """
 
-    __slots__ = ("algorithm", "id", "verifying")
+    __slots__ = ("algorithm", "id", "name", "verifying")
 
     def __init__(self, jwk: Mapping[str, Any]) -> None:
         kind, curve = jwk.get("kty"), jwk.get("crv")
@@ -84,6 +86,7 @@ class Key:
         if isinstance(key, RSAPublicKey) and key.key_size < RSA_BITS:
             raise BadKey(f"an RSA key has at least {RSA_BITS} bits, this one {key.key_size}")
         self.id: str | None = name
+        self.name = blake2b(repr(sorted(jwk.items(), key=repr)).encode(), digest_size=16).digest()
         self.algorithm = algorithm
 
 
@@ -104,6 +107,14 @@ class KeySet:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def is_same(self, other: KeySet) -> bool:
+        """Tell whether another set has the same keys."""
+        return [key.name for key in self._keys] == [key.name for key in other._keys]
+
+    def __add__(self, other: KeySet) -> KeySet:
+        """Return the set of the keys of both."""
+        return KeySet((*self._keys, *other._keys), (*self.passed, *other.passed))
 
     def candidates(self, algorithm: object, name: object) -> list[Key]:
         """Return the keys that a token with this `alg` and `kid` can have been signed with."""

@@ -55,6 +55,10 @@ class TokenRefused(Exception):
     """
 
 
+class KeyMissing(TokenRefused):
+    """No key of ours is for it; there may be one soon, when keys rotate."""
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """
@@ -145,7 +149,7 @@ class Tokens:
             raise TokenRefused("it is a token of another type")
         candidates = keys.candidates(header.get("alg"), header.get("kid"))[:MAX_CANDIDATES]
         if not candidates:
-            raise TokenRefused("no key of ours is for its alg and kid")
+            raise KeyMissing("no key of ours is for its alg and kid")
         for key in candidates:
             try:
                 decoded = _jws.decode_complete(text, key.verifying, algorithms=[key.algorithm])
