@@ -62,9 +62,9 @@ class Detached(asyncio.Protocol):
     def take_over(self) -> None:
         """Become the transport's protocol."""
         transport = self.transport
-        transport.set_write_buffer_limits(
-            high=0
-        )  # pause_writing and resume_writing then tell whether it is empty
+        # pause_writing and resume_writing then tell whether it is empty. In TLS a buffer pauses when it has
+        # as much as the limit, not more: with 0 an empty one too, and then nothing ends the pause.
+        transport.set_write_buffer_limits(high=0 if self.socket is not None else 1, low=0)
         if transport.get_write_buffer_size():  # an earlier answer on this connection is still on its way
             self.full = True
             self.streams.check_soon(self)
@@ -100,9 +100,17 @@ class Detached(asyncio.Protocol):
             self.write(data)
 
     def _write_through(self, data: bytes) -> bool:
-        """Write by way of the transport."""
-        if not self.transport.is_closing():
-            self._hold(data)
+        """Write by way of the transport: after what it holds already, or always because it encrypts."""
+        transport = self.transport
+        if transport.is_closing():
+            return False
+        transport.write(data)
+        if self.full:
+            return False
+        if not transport.get_write_buffer_size():  # encrypted, and taken by the transport below
+            return True
+        self.full = True
+        self.streams.full(self)
         return False
 
     def _hold(self, data: bytes | memoryview) -> None:
@@ -173,9 +181,11 @@ class Detached(asyncio.Protocol):
         Return something that changes when the peer takes bytes: what the kernel and the transport still
         hold.
         """
-        if self.socket is None:
-            return self.transport.get_write_buffer_size()
-        return self.transport.get_write_buffer_size(), _unacknowledged(self.socket.fileno())
+        sock = self.socket or self.transport.get_extra_info("socket")
+        held = self.transport.get_write_buffer_size()
+        if sock is None or sock.fileno() < 0:
+            return held
+        return held, _unacknowledged(sock.fileno())
 
     def eof_received(self) -> None:
         """The client closed its side: the transport closes."""
