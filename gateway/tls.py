@@ -33,6 +33,9 @@ for the largest answer to a poll at 1 Mbit/s.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2: forward secrecy and authenticated encryption, as TLS 1.3 has nothing else (RFC 9325 4.2)."""
 
+_OTHER_KEY: Final = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
+"""What OpenSSL says of a key that is not the certificate's; the last two when it is of another kind."""
+
 _State = tuple[tuple[int, ...] | None, ...]  # what tells that the files are others than before
 
 
@@ -128,7 +131,7 @@ class Tls:
         return f"tls_key: {self._key}" if self._key else f"tls_cert: {self._certificate}"
 
     def _why(self, error: ssl.SSLError) -> str:
-        if error.reason == "KEY_VALUES_MISMATCH":
+        if error.reason in _OTHER_KEY:
             return f"{self._key_named}: the key is not that of the certificate"
         if not error.reason or "PEM" in error.library or error.reason in ("NO_START_LINE", "UNSUPPORTED"):
             return f"{self._key_named}: no private key in PEM form"
