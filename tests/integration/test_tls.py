@@ -249,7 +249,7 @@ async def test_a_broken_certificate_is_not_used(tmp_path: Path) -> None:
 async def test_every_worker_uses_a_new_certificate(tmp_path: Path) -> None:
     """Workers share the port, and each sees by itself that the files changed."""
     certificates = Certificates(tmp_path)
-    settings = {"tls_cert": certificates.both, "workers": 2}
+    settings: dict[str, Any] = {"tls_cert": certificates.both, "workers": 2}
     with (
         Broker() as broker,
         WorkersProcess(backbone=broker.url, tls=certificates.trusting(), **settings) as process,
