@@ -163,7 +163,7 @@ def _expiry(certificate: str) -> float:
     try:
         chain = x509.load_pem_x509_certificates(_read("tls_cert", certificate))
         return chain[0].not_valid_after_utc.timestamp()
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise TlsError(f"tls_cert: {certificate}: no certificate in PEM form") from None
 
 

@@ -38,7 +38,9 @@ from tests.support.clients import (
 from tests.support.command import run_sluice
 from tests.support.host import address_of
 from tests.support.rabbitmq import Broker
+from tests.support.requests import Api
 from tests.support.server import GatewayProcess
+from tests.support.worker import WorkerProcess
 from tests.support.workers import WorkersProcess
 
 pytestmark = pytest.mark.integration
@@ -151,6 +153,29 @@ def test_commands_work_over_https(certificates: Certificates, process: GatewayPr
         done = run_sluice(*command)
         assert done.returncode == 1
         assert f"{process.url} is not trusted: " in done.stderr
+
+
+async def test_a_worker_works_over_https(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sluice worker` trusts what SSL_CERT_FILE names, as the other commands do."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))
+    with encrypted(certificates, services="reports") as process:
+        api = Api(address_of(process))
+        with WorkerProcess(process.url, "reports", "def handle(request): return request.data"):
+            shown = await api.show(await api.submit("reports", "done"), wait=30)
+    assert shown["result"] == "done"
+
+
+async def test_redirects_lead_to_where_the_client_came_from(
+    address: Address, certificates: Certificates
+) -> None:
+    """The scheme is that of the port, or what a proxy of ours says; nobody else is believed."""
+    forwarded = [("X-Forwarded-Proto", "http")]
+    assert (await fetch(address, "/healthz/")).head["location"].startswith("https://")
+    assert (await fetch(address, "/healthz/", (), forwarded)).head["location"].startswith("https://")
+    with encrypted(certificates, trusted_proxies="127.0.0.1") as process:
+        address = address_of(process)
+        assert (await fetch(address, "/healthz/")).head["location"].startswith("https://")
+        assert (await fetch(address, "/healthz/", (), forwarded)).head["location"].startswith("http://")
 
 
 # --- who is not ---------------------------------------------------------------------------------------------
