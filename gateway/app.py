@@ -58,6 +58,7 @@ from webhooks.service import Webhooks
 if TYPE_CHECKING:
     from gateway.postgres.database import Database
     from gateway.stream_log import StreamLog
+    from gateway.tls import Tls
     from gateway.workers.worker import Worker
 
 LEAVE_SECONDS: Final = 2.0
@@ -79,6 +80,7 @@ class Gateway:
     def __init__(self, settings: Settings, worker: Worker | None = None) -> None:
         self.settings = settings
         self.worker = worker
+        self.tls: Tls | None = None  # where it is a server of its own, and that one encrypts
         folder = settings.data_folder
         self.log: SqliteLog | StreamLog = (
             _stream_log(settings)

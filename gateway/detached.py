@@ -18,6 +18,7 @@ that.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import socket
 import termios
@@ -62,9 +63,9 @@ class Detached(asyncio.Protocol):
     def take_over(self) -> None:
         """Become the transport's protocol."""
         transport = self.transport
-        transport.set_write_buffer_limits(
-            high=0
-        )  # pause_writing and resume_writing then tell whether it is empty
+        # pause_writing and resume_writing then tell whether it is empty. In TLS a buffer pauses when it has
+        # as much as the limit, not more: with 0 an empty one too, and then nothing ends the pause.
+        transport.set_write_buffer_limits(high=0 if self.socket is not None else 1, low=0)
         if transport.get_write_buffer_size():  # an earlier answer on this connection is still on its way
             self.full = True
             self.streams.check_soon(self)
@@ -100,9 +101,17 @@ class Detached(asyncio.Protocol):
             self.write(data)
 
     def _write_through(self, data: bytes) -> bool:
-        """Write by way of the transport."""
-        if not self.transport.is_closing():
-            self._hold(data)
+        """Write by way of the transport: after what it holds already, or always because it encrypts."""
+        transport = self.transport
+        if transport.is_closing():
+            return False
+        transport.write(data)
+        if self.full:
+            return False
+        if not transport.get_write_buffer_size():  # encrypted, and taken by the transport below
+            return True
+        self.full = True
+        self.streams.full(self)
         return False
 
     def _hold(self, data: bytes | memoryview) -> None:
@@ -173,9 +182,10 @@ class Detached(asyncio.Protocol):
         Return something that changes when the peer takes bytes: what the kernel and the transport still
         hold.
         """
-        if self.socket is None:
-            return self.transport.get_write_buffer_size()
-        return self.transport.get_write_buffer_size(), _unacknowledged(self.socket.fileno())
+        held = self.transport.get_write_buffer_size()
+        if self.socket is not None:
+            return held, _unacknowledged(self.socket.fileno())
+        return held, _acknowledged(self.transport)
 
     def eof_received(self) -> None:
         """The client closed its side: the transport closes."""
@@ -237,3 +247,18 @@ def _same_socket(transport: asyncio.BaseTransport) -> socket.socket:
 def _unacknowledged(fd: int) -> int:
     """Return the bytes in the kernel's send queue that the peer has not acknowledged (SIOCOUTQ, tcp(7))."""
     return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"), "little")
+
+
+def _acknowledged(transport: asyncio.BaseTransport) -> bytes:
+    """
+    Return something that changes when the peer of an encrypted connection acknowledges bytes.
+
+    The kernel's queue alone does not tell: it may look the same each time, filled from a buffer that nobody
+    sees (tcp(7), TCP_INFO: `tcpi_bytes_acked`).
+    """
+    with contextlib.suppress(OSError):
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            info: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+            return info[120:]
+    return b""

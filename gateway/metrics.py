@@ -37,6 +37,7 @@ class Collector:
         yield from self._webhooks()
         yield from self._requests()
         yield from self._replicas()
+        yield from self._tls()
         yield from self._worker()
 
     def _log(self) -> Iterator[Metric]:
@@ -228,6 +229,19 @@ class Collector:
             "sluice_webhook_overtaken",
             "Outcomes not written down because another replica had taken over.",
             counted.overtaken,
+        )
+
+    def _tls(self) -> Iterator[Metric]:
+        tls = self._gateway.tls
+        if tls is None:
+            return
+        yield GaugeMetricFamily(
+            "sluice_tls_certificate_expires_seconds",
+            "When the certificate in use expires, in Unix time.",
+            tls.expires,
+        )
+        yield CounterMetricFamily(
+            "sluice_tls_reload_failures", "How often changed files could not be used.", tls.failures
         )
 
     def _worker(self) -> Iterator[Metric]:

@@ -17,7 +17,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import uvicorn
@@ -27,7 +27,9 @@ from uvicorn.protocols.utils import is_ssl
 
 from gateway.drain import Drain
 from gateway.problems import ClientGone, Problem
+from gateway.proxies import TrustedProxies
 from gateway.subscribe import DETACH
+from gateway.tls import SHUTDOWN_SECONDS, Tls
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
     """One HTTP connection. Subclassed with its doorkeeper, because uvicorn makes the instances."""
 
     doorkeeper: Doorkeeper
+    proxies: TrustedProxies | None = None  # whose word about the client is believed
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -209,7 +212,17 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._in_head = False
         self.doorkeeper.arrived(self)
+        if self.proxies is not None and self.client is not None:
+            self._believe(self.proxies, self.client)
         super().on_headers_complete()
+
+    def _believe(self, proxies: TrustedProxies, peer: tuple[str, int]) -> None:
+        """Let the request be that of the client whom a proxy of ours names."""
+        found = proxies.client(peer[0], self.headers)
+        # Of the client's port nobody tells; an address that is not the peer's has none.
+        self.scope["client"] = peer if found.address == peer[0] else (found.address, 0)
+        if found.scheme is not None:
+            self.scope["scheme"] = found.scheme
 
     def on_body(self, body: bytes) -> None:
         """A piece of a request's body."""
@@ -308,13 +321,15 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's.
         drain: tells the streaming connections to go, and waits until they have.
+        tls: what the port is encrypted with; None if it is not.
 
     Attributes:
         on_open: called once connections are taken.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, tls: Tls | None = None) -> None:
         super().__init__(config)
+        self._tls = tls
         self.on_open: Callable[[], None] = lambda: None
         self.hurried = False  # somebody pressed Ctrl+C and waits
         self._asked = asyncio.Event()
@@ -363,8 +378,29 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to take connections."""
-        await super().startup(sockets)
+        if self._tls is None:
+            await super().startup(sockets)
+        else:
+            await self._startup_encrypted(self._tls, sockets or [])
         self.on_open()
+
+    async def _startup_encrypted(self, tls: Tls, sockets: list[socket.socket]) -> None:
+        """Do what uvicorn does, and bound the time of handshakes, which it does not."""
+        protocol = cast("type[HttpProtocol]", self.config.http_protocol_class)
+        new = partial(protocol, self.config, self.server_state, self.lifespan.state)
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                new,
+                sock=sock,
+                backlog=self.config.backlog,
+                ssl=tls.context,
+                ssl_handshake_timeout=protocol.doorkeeper.timeout,
+                ssl_shutdown_timeout=SHUTDOWN_SECONDS,
+            )
+            for sock in sockets
+        ]
+        self.started = True
 
     async def main_loop(self) -> None:
         """Wait until told to exit; uvicorn's own looks ten times a second, also on an idle machine."""
@@ -391,8 +427,16 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.02)
 
     def _drop_unfinished(self) -> None:
-        """Drop the connections that still have not sent the whole of their request."""
+        """
+        Drop the connections that still have not sent the whole of their request, or that were told goodbye in
+        TLS and do not answer: who keeps a connection for later does not read.
+        """
         for protocol in list(self.server_state.connections):
             cycle = getattr(protocol, "cycle", None)
-            if cycle is not None and cycle.more_body and not cycle.response_complete:
-                protocol.transport.abort()
+            unfinished = cycle is not None and cycle.more_body and not cycle.response_complete
+            transport = protocol.transport
+            silent = (
+                self._tls is not None and transport.is_closing() and not transport.get_write_buffer_size()
+            )
+            if unfinished or silent:
+                transport.abort()

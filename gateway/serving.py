@@ -18,8 +18,10 @@ from gateway.app import Gateway
 from gateway.files import raise_limit
 from gateway.listening import listen
 from gateway.log import LogError
+from gateway.proxies import TrustedProxies
 from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server
 from gateway.settings import Settings
+from gateway.tls import Tls, TlsError
 
 if TYPE_CHECKING:
     from gateway.workers.worker import Worker
@@ -50,13 +52,17 @@ def serve(settings: Settings, worker: Worker | None = None) -> int:
 async def _serve(settings: Settings, worker: Worker | None) -> int:
     gateway = Gateway(settings, worker)
     try:
+        gateway.tls = tls = Tls.of(settings)
+    except TlsError as error:
+        return _cannot(str(error), worker)
+    try:
         listeners = _listeners(settings, worker)
     except OSError as error:
         return _cannot(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
     address = listeners[0].getsockname()
     doorkeeper = Doorkeeper((address[0], address[1]), settings.max_header_bytes, settings.header_timeout)
-    protocol = type("BoundHttpProtocol", (HttpProtocol,), {"doorkeeper": doorkeeper})
-    server = Server(_server_config(gateway.application(), protocol), gateway.drain)
+    protocol = _protocol(settings, doorkeeper)
+    server = Server(_server_config(gateway.application(), protocol), gateway.drain, tls)
     door = None if worker is None else await _attend(gateway, worker, server, protocol)
     starting = asyncio.create_task(gateway.start())
     await _begun(starting, settings, worker)
@@ -65,14 +71,14 @@ async def _serve(settings: Settings, worker: Worker | None) -> int:
             starting.result()
         except LogError as error:
             return _cannot(str(error), worker)
-    watch = asyncio.create_task(doorkeeper.run())
+    watch = asyncio.create_task(_watch(doorkeeper, tls))
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # what is here now stays: the collector need not look at it again
     gc.set_threshold(10_000, 10, 20)  # connections are long-lived objects by the thousand, not garbage
     if worker is None:
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         sys.stderr.write(
-            f"sluice: serving on http://{shown}:{address[1]}, data in {settings.where_data_is}\n"
+            f"sluice: serving on {settings.scheme}://{shown}:{address[1]}, data in {settings.where_data_is}\n"
         )
     if starting.done():
         _started(starting, server, worker)
@@ -91,6 +97,17 @@ async def _serve(settings: Settings, worker: Worker | None) -> int:
             door.close()
     failed = not starting.cancelled() and starting.exception() is not None
     return _cannot(str(starting.exception()), worker) if failed else 0
+
+
+def _protocol(settings: Settings, doorkeeper: Doorkeeper) -> type[HttpProtocol]:
+    """Return the class of this server's connections."""
+    proxies = TrustedProxies.parse(settings.trusted_proxies) if settings.trusted_proxies else None
+    return type("BoundHttpProtocol", (HttpProtocol,), {"doorkeeper": doorkeeper, "proxies": proxies})
+
+
+async def _watch(doorkeeper: Doorkeeper, tls: Tls | None) -> None:
+    """Do what the server does by the clock, until cancelled."""
+    await asyncio.gather(doorkeeper.run(), *([] if tls is None else [tls.watch()]))
 
 
 def _listeners(settings: Settings, worker: Worker | None) -> list[socket.socket]:

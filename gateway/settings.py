@@ -224,6 +224,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Openness to the network has to be asked for.",
         ),
     ] = False
+    tls_cert: Annotated[
+        str,
+        _text(
+            "PEM file with the certificate for clients and the chain behind it, for `https://`; empty is "
+            "`http://`. It may hold the key as well, and is read again when it changes.",
+            "On one machine there is nobody to hide from.",
+        ),
+    ] = ""
+    tls_key: Annotated[
+        str,
+        _text(
+            "PEM file with the key of that certificate; empty if it is in the same file.",
+            "Some tools write one file, others two.",
+        ),
+    ] = ""
+    trusted_proxies: Annotated[
+        str,
+        _text(
+            "Networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed: "
+            "`127.0.0.1,10.1.0.0/16`; empty is nobody.",
+            "Anybody can write these headers.",
+        ),
+    ] = ""
 
     retention_seconds: Annotated[
         float,
@@ -570,6 +593,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return None if self.data == MEMORY else Path(self.data).expanduser()
 
     @property
+    def scheme(self) -> str:
+        """How the addresses of this gateway begin."""
+        return "https" if self.tls_cert else "http"
+
+    @property
     def where_data_is(self) -> str:
         """What is kept where, in a few words; with a broker and a store the data folder is not used."""
         return "the broker and the store" if self.backbone and self.store else self.data
@@ -695,7 +723,11 @@ def _check_guard(settings: Settings) -> None:
     """Refuse networks and ports that are none."""
     from webhooks.guard import Ports, parse_networks  # noqa: PLC0415  (nobody else pays for it)
 
-    for name, parse in (("webhooks_allow", parse_networks), ("webhooks_ports", Ports.parse)):
+    for name, parse in (
+        ("trusted_proxies", parse_networks),
+        ("webhooks_allow", parse_networks),
+        ("webhooks_ports", Ports.parse),
+    ):
         text = getattr(settings, name)
         try:
             if text:
@@ -732,6 +764,11 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
         "host",
         lambda s: not s.insecure and not _is_loopback(s.host),
         "{value} can be reached from other machines and nobody is asked who they are: only with --insecure",
+    ),
+    (
+        "tls_key",
+        lambda s: s.tls_key != "" and not s.tls_cert,
+        "a key is of use only with a certificate: give a tls_cert as well",
     ),
     (
         "retention_events",

@@ -23,7 +23,9 @@ from gateway import detached, metrics, mint, session, subscription
 from gateway.app import Gateway
 from gateway.consumers import MAX_CONSUMERS
 from gateway.settings import FIELDS, Settings
+from gateway.tls import Tls
 from gateway.workers.merging import merge_metrics
+from tests.support.certificates import Certificates
 from tests.support.server import GatewayProcess, free_port
 
 CHECKOUT: Final = Path(__file__).parents[1]
@@ -166,13 +168,14 @@ def test_limits_are_as_documented() -> None:
     assert not real, "limits that are not documented"
 
 
-def test_metrics_are_as_documented() -> None:
+def test_metrics_are_as_documented(tmp_path: Path) -> None:
     """The table of metrics has every metric that is exposed, and no other."""
     names = set[str]()
-    embedded = Settings(data="memory:", services="reports")
+    embedded = Settings(data="memory:", services="reports", tls_cert=str(Certificates(tmp_path).both))
     backbone = Settings(data="memory:", backbone="amqp://broker", advertise="http://a", sticky="redirect")
     for settings in (embedded, backbone):
         gateway = Gateway(settings)
+        gateway.tls = Tls.of(settings)
         exposed = metrics.text(metrics.registry(gateway)).decode()
         names.update(re.findall(r"^# HELP (\S+) ", exposed, re.MULTILINE))
     documented = [row[0] for row in rows(section(page("docs/operations.md"), "Metrics"))]

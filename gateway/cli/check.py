@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -22,12 +23,15 @@ LOG_FILE = "log.db"
 @settings_flags
 def check(settings: Settings) -> int:
     """
-    Try the settings, the data folder, the log or the broker, and the store, and say what was found.
+    Try the settings, the certificate, the data folder, the log or the broker, and the store.
 
-    Nothing is changed or made. Exit code 0: `sluice serve` with the same flags would start; 1: the data
-    folder, the log, the broker or the store cannot be used; 2: a setting is wrong.
+    It says what was found; nothing is changed or made. Exit code 0: `sluice serve` with the same flags would
+    start; 1: the certificate, the data folder, the log, the broker or the store cannot be used; 2: a setting
+    is wrong.
     """
     click.echo("Settings: every one of them is good.")
+    if settings.tls_cert:
+        click.echo(f"TLS: {_certificate_found(settings)}")
     folder = settings.data_folder
     if settings.backbone and settings.store:
         click.echo("Data: on the broker and in the store; no folder is used.")
@@ -45,6 +49,23 @@ def check(settings: Settings) -> int:
     if settings.store:
         click.echo(f"Store: {asyncio.run(_store_found(settings.store, webhooks=settings.webhooks))}")
     return 0
+
+
+def _certificate_found(settings: Settings) -> str:
+    """
+    Return what is to be said about a certificate that can be used.
+
+    Raises:
+        Unusable: it cannot.
+    """
+    from gateway.tls import Tls, TlsError  # noqa: PLC0415  (nobody else pays for it)
+
+    try:
+        tls = Tls(settings.tls_cert, settings.tls_key)
+    except TlsError as error:
+        raise Unusable(str(error)) from None
+    when = datetime.fromtimestamp(tls.expires, UTC)
+    return f"the certificate {'expired' if when < datetime.now(UTC) else 'expires'} on {when:%Y-%m-%d}."
 
 
 def _folder_found(folder: Path) -> str:

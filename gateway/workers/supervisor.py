@@ -47,6 +47,7 @@ FIXED: Final[dict[str, Callable[[Settings], object]]] = {
     "workers": lambda settings: settings.workers,
     "stream": lambda settings: settings.stream,
     "webhooks": lambda settings: settings.webhooks,
+    "tls_cert": lambda settings: bool(settings.tls_cert),  # another file is fine
     "store": lambda settings: bool(settings.store),  # its address may be that of the same one
 }
 """What all workers must have in common, by the setting, so that it cannot change one after the other."""
@@ -163,10 +164,8 @@ class Supervisor:
             self._announced = True
             host, port = self._address
             shown = f"[{host}]" if ":" in host else host
-            where = (
-                f"http://{shown}:{port}, data in {self._settings.where_data_is}, {len(self._seats)} workers"
-            )
-            sys.stderr.write(f"sluice: serving on {where}\n")
+            where = f"{self._settings.scheme}://{shown}:{port}, data in {self._settings.where_data_is}"
+            sys.stderr.write(f"sluice: serving on {where}, {len(self._seats)} workers\n")
 
     async def _watch(self) -> None:
         """Look once a second for who hangs, and for whether anybody serves."""

@@ -13,6 +13,7 @@ from itertools import count
 
 import pytest
 
+from tests.support.certificates import Certificates
 from tests.support.clients import Address, Topics
 from tests.support.host import HostProcess, address_of
 from tests.support.server import GatewayProcess
@@ -35,6 +36,13 @@ def mounted_process() -> Iterator[GatewayProcess]:
 @pytest.fixture(scope="session")
 def bare_process() -> Iterator[GatewayProcess]:
     with HostProcess(lifespan=False) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def tls_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    certificates = Certificates(tmp_path_factory.mktemp("certificates"))
+    with GatewayProcess(tls=certificates.trusting(), tls_cert=certificates.both) as process:
         yield process
 
 

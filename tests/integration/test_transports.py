@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.certificates import Certificates
 from tests.support.clients import (
     STREAMS,
     TRANSPORTS,
@@ -31,6 +32,13 @@ from tests.support.host import HostProcess, address_of
 from tests.support.server import GatewayProcess
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(params=["own", "tls", "mounted", "bare"])
+def gateway(request: pytest.FixtureRequest) -> Address:
+    """The address of a gateway in each of its shells, and encrypted."""
+    return address_of(request.getfixturevalue(f"{request.param}_process"))
+
 
 on_every_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 on_every_stream = pytest.mark.parametrize("transport", STREAMS)
@@ -304,11 +312,16 @@ async def test_the_first_cursor_is_one_to_resume_from(
 # --- gaps --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["own", "mounted"])
-def forgetful(request: pytest.FixtureRequest) -> Any:
-    """A gateway in each shell that retains 20 events and holds 5 in memory."""
+@pytest.fixture(scope="module", params=["own", "tls", "mounted"])
+def forgetful(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A gateway in each shell, and encrypted, that retains 20 events and holds 5 in memory."""
     settings: dict[str, Any] = {"retention_events": 20, "window_events": 5}
-    process = GatewayProcess(**settings) if request.param == "own" else HostProcess(lifespan=True, **settings)
+    if request.param == "tls":
+        certificates = Certificates(tmp_path_factory.mktemp("certificates"))
+        settings |= {"tls": certificates.trusting(), "tls_cert": certificates.both}
+    process = (
+        HostProcess(lifespan=True, **settings) if request.param == "mounted" else GatewayProcess(**settings)
+    )
     with process:
         yield address_of(process)
 

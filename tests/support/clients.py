@@ -20,6 +20,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import struct
 import zlib
 from abc import ABC, abstractmethod
@@ -55,19 +56,28 @@ class Ended(AssertionError):
 
 @dataclass(frozen=True)
 class Address:
-    """Where a gateway is: a host, a port, and the path it is mounted at."""
+    """
+    Where a gateway is.
+
+    Attributes:
+        host: of it.
+        port: of it.
+        prefix: the path it is mounted at.
+        tls: what a client encrypts with; None if the port is not encrypted.
+    """
 
     host: str
     port: int
     prefix: str = ""
+    tls: ssl.SSLContext | None = None
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}{self.prefix}"
+        return f"http{'s' if self.tls else ''}://{self.host}:{self.port}{self.prefix}"
 
     @property
     def websocket_url(self) -> str:
-        return f"ws://{self.host}:{self.port}{self.prefix}/v1/events"
+        return f"ws{'s' if self.tls else ''}://{self.host}:{self.port}{self.prefix}/v1/events"
 
     def target(self, path: str, query: Iterable[tuple[str, str]] = ()) -> str:
         """Return the request target of a path below the prefix."""
@@ -100,11 +110,21 @@ class Tcp:
         except BaseException:
             sock.close()
             raise
-        tcp = cls(*await asyncio.open_connection(sock=sock, limit=1 << 24))
+        tcp = cls(*await cls._streams(sock, address))
         try:
             yield tcp
         finally:
             await tcp.aclose()
+
+    @staticmethod
+    async def _streams(
+        sock: socket.socket, address: Address
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        name = address.host if address.tls is not None else None
+        async with asyncio.timeout(DEADLINE):
+            return await asyncio.open_connection(
+                sock=sock, limit=1 << 24, ssl=address.tls, server_hostname=name
+            )
 
     async def send(self, data: bytes) -> None:
         """Send `data`; returns when the kernel or the buffer has it."""

@@ -61,7 +61,9 @@ class HostProcess(GatewayProcess):
 
 def address_of(process: GatewayProcess) -> Address:
     """Return where a child's gateway is."""
-    return Address(process.host, process.port, PREFIX if isinstance(process, HostProcess) else "")
+    return Address(
+        process.host, process.port, PREFIX if isinstance(process, HostProcess) else "", process.tls
+    )
 
 
 def host_application(settings: Settings, *, lifespan: bool) -> Starlette:

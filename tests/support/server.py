@@ -22,6 +22,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,7 @@ class GatewayProcess:
     Args:
         data: folder of its log, `"memory:"`, or None for a temporary folder that goes away at the end.
         environ: variables added to its environment.
+        tls: what to encrypt with, if the settings have it serve TLS.
         settings: any field of `Settings`; `port` is chosen if not given, and `drain_seconds` is 0, so that
             stopping is quick.
     """
@@ -81,10 +83,12 @@ class GatewayProcess:
         data: Path | str | None = None,
         *,
         environ: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
         **settings: Any,
     ) -> None:
         unknown = settings.keys() - FIELDS.keys()
         assert not unknown, f"no such settings: {', '.join(unknown)}"
+        self.tls = tls
         self._folder = tempfile.TemporaryDirectory(prefix="sluice-test-")
         self.data = str(data) if data is not None else str(Path(self._folder.name) / "data")
         self.host = str(settings.pop("host", "127.0.0.1"))
@@ -102,12 +106,12 @@ class GatewayProcess:
     @property
     def url(self) -> str:
         """Address of the gateway, without a slash at the end."""
-        return f"http://{self.host}:{self.port}"
+        return f"http{'s' if self.tls else ''}://{self.host}:{self.port}"
 
     @property
     def websocket_url(self) -> str:
         """Address of its events for a WebSocket client."""
-        return f"ws://{self.host}:{self.port}/v1/events"
+        return f"ws{'s' if self.tls else ''}://{self.host}:{self.port}/v1/events"
 
     @property
     def pid(self) -> int:
@@ -267,7 +271,9 @@ class GatewayProcess:
 
     def _request(self, request: urllib.request.Request) -> tuple[int, bytes]:
         # Never through a proxy that the environment names: this is loopback.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.tls)
+        )
         try:
             with opener.open(request, timeout=START_DEADLINE) as answer:
                 return answer.status, answer.read()
