@@ -177,7 +177,7 @@ def _cloud_headers() -> list[Json]:
     return [
         parameter("header", "ce-specversion", one_of("1.0"), "The body is the data of a CloudEvent."),
         *(
-            parameter("header", f"ce-{name}", text(1, 255), "That of the CloudEvent, percent-encoded.")
+            parameter("header", f"ce-{name}", TEXT, "That of the CloudEvent, percent-encoded.")
             for name in attributes
         ),
     ]

@@ -56,7 +56,7 @@ def _cloud_event() -> Json:
             datacontenttype=optional(TEXT),
             data=ANYTHING,
             data_base64={"type": "string", "contentEncoding": "base64"},
-            topic=optional(TOPIC),
+            topic={**optional(TEXT), "description": "Where to publish, unless the path says it."},
             partitionkey=optional(KEY),
         ),
         "not": {"required": ["data", "data_base64"]},

@@ -2,13 +2,15 @@
 A gateway with something of everything in it, so that whoever asks it at random finds something.
 
     with World() as world:
-        world.webhook()      # the id of a webhook, with deliveries and a job
-        world.request()      # the token of a request
+        world.webhook()    # the id of a webhook
+        world.token()      # the token of a request
 """
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -18,6 +20,8 @@ from tests.support.server import GatewayProcess
 
 DEADLINE: Final = 20.0
 SERVICE: Final = "reports"
+BATCH: Final = 10
+"""Requests that are leased together."""
 
 
 class World:
@@ -37,11 +41,15 @@ class World:
             webhooks_allow="127.0.0.0/8",
             webhooks_timeout=1,
             request_queue=100_000,
+            request_lease=3600,
             log_level="warning",
         )
         self.session = requests.Session()
         self.session.trust_env = False  # never through a proxy that the environment names
-        self._webhook = self._delivery = self._job = self._token = self._lease = ""
+        self._webhook = self._delivery = self._job = self._token = self._lease = self._connection = ""
+        self._leases: list[dict[str, Any]] = []
+        self._stream: requests.Response | None = None
+        self._lines: Iterator[bytes] = iter(())
 
     def __enter__(self) -> Self:
         self.gateway.__enter__()
@@ -50,6 +58,8 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        if self._stream is not None:
+            self._stream.close()
         self.session.close()
         self.gateway.__exit__(kind, error, where)
 
@@ -60,9 +70,11 @@ class World:
 
     def webhook(self, *, fresh: bool = False) -> str:
         """Return the id of a webhook; with `fresh` of a new one."""
-        if fresh or not self._webhook:
-            self._webhook = self.post("/v1/webhooks", url=self.receiver, topics=["seed.#"])["id"]
-        return self._webhook
+        if not fresh and self._webhook:
+            return self._webhook
+        made: str = self.post("/v1/webhooks", url=self.receiver, topics=["seed.#"])["id"]
+        self._webhook = self._webhook or made
+        return made
 
     def delivery(self) -> str:
         """Return the id of a delivery that was attempted."""
@@ -74,31 +86,58 @@ class World:
 
     def job(self) -> str:
         """Return the id of a job of `webhook()`."""
-        self._job = self.post(f"/v1/webhooks/{self.webhook()}/recover", since="earliest")["id"]
-        self.until(
-            f"/v1/webhooks/{self.webhook()}/jobs/{self._job}", lambda shown: shown["state"] == "done"
-        )
+        if not self._job:
+            path = f"/v1/webhooks/{self.webhook()}"
+            self._job = self.post(f"{path}/recover", since="earliest")["id"]
+            self.until(f"{path}/jobs/{self._job}", lambda shown: shown["state"] == "done")
         return self._job
 
     def token(self, *, fresh: bool = False) -> str:
         """Return the token of a request; with `fresh` of a new one."""
-        if fresh or not self._token:
-            self._token = self.post(f"/v1/requests/{SERVICE}", month=11)["token"]
-        return self._token
+        if not fresh and self._token:
+            return self._token
+        made: str = self.post(f"/v1/requests/{SERVICE}", month=11)["token"]
+        self._token = self._token or made
+        return made
+
+    def failed(self) -> str:
+        """Return the token of a request that failed just now."""
+        lease = self._leased()
+        self.post(f"/v1/leases/{lease['lease']}:fail", again=False)
+        token: str = lease["token"]
+        return token
+
+    def connection(self) -> str:
+        """Return the name of a connection, which stays open."""
+        if not self._connection:
+            url = f"{self.gateway.url}/v1/events?topic=seed.%23"
+            headers = {"Accept": "application/x-ndjson"}
+            self._stream = self.session.get(url, headers=headers, stream=True, timeout=DEADLINE)
+            self._lines = self._stream.iter_lines()  # kept: without it the stream is closed
+            self._connection = json.loads(next(self._lines))["connection"]
+        return self._connection
 
     def lease(self, *, fresh: bool = False) -> str:
         """Return a lease; with `fresh` a new one."""
-        if fresh or not self._lease:
-            self.token(fresh=True)
-            (lease,) = self.post(f"/v1/services/{SERVICE}:lease", wait=5)["leases"]
-            self._lease = lease["lease"]
-        return self._lease
+        if not fresh and self._lease:
+            return self._lease
+        made: str = self._leased()["lease"]
+        self._lease = self._lease or made
+        return made
+
+    def _leased(self) -> dict[str, Any]:
+        """Return a new lease, with all that its worker is told."""
+        if not self._leases:
+            for _ in range(BATCH):
+                self.token(fresh=True)
+            self._leases = self.post(f"/v1/services/{SERVICE}:lease", wait=5, max=BATCH)["leases"]
+        return self._leases.pop()
 
     def post(self, path: str, **members: Any) -> dict[str, Any]:
         """Return the answer to a `POST`, which is expected to succeed."""
         answer = self.session.post(self.gateway.url + path, json=members, timeout=DEADLINE)
         assert answer.ok, answer.text
-        answered: dict[str, Any] = answer.json()
+        answered: dict[str, Any] = answer.json() if answer.content else {}
         return answered
 
     def until(self, path: str, condition: Any) -> None:
