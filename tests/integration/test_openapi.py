@@ -5,203 +5,66 @@ does not; every answer has to be one that is described, and what is not allowed 
 
 from __future__ import annotations
 
-import copy
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
 
+import msgspec
 import pytest
-import requests
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from schemathesis import GenerationMode
-from schemathesis.checks import CheckContext
-from schemathesis.config import GenerationConfig, SchemathesisConfig
-from schemathesis.core.transport import Response
-from schemathesis.schemas import APIOperation
-from schemathesis.specs.openapi import checks
-from schemathesis.transport import SerializationContext
 
 from gateway.openapi import asyncapi
 from gateway.openapi.document import describe
 from gateway.settings import Settings
-from gateway.subscription import MAX_WAIT
-from tests.support.described import SERVICE, World
+from tests.support.clients import Address, fetch
+from tests.support.described import SERVICE, Account
 
-pytestmark = pytest.mark.integration
+# All is asked before the first test; a machine that others use as well takes several times as long.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-Case = schemathesis.Case[Any]
-
+CHECKOUT: Final = Path(__file__).parents[2]
+DEADLINE: Final = 540.0
 LEAST_CASES: Final = 10_000
-DRAWN: Final = 250
-"""Cases that are drawn for an operation, beside those at the borders of its schemas."""
-DRAWN_OF_LARGE: Final = 120
-LARGE: Final = {"subscribe", "publishEvents", "publishToTopic", "createWebhook", "changeWebhook"}
-"""Operations with many borders, of which a case takes long to draw."""
-TIMEOUT: Final = 20.0
-SHORT: Final = 0.01
-"""Seconds of any `wait`: what is asked here comes to nothing by waiting."""
 
 DOCUMENT: Final = describe(Settings(data="memory:", services=SERVICE), auth=False)
-LINES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
-
-sent: Counter[str] = Counter()
-"""How many cases were sent to each operation."""
-succeeded: set[str] = set()
-"""Operations that did at least once what they were asked for."""
-
-
-@schemathesis.serializer(*LINES)
-def as_lines(_context: SerializationContext, value: Any) -> bytes:
-    """Lines are text, whatever is drawn for them."""
-    return value.encode() if isinstance(value, str) else repr(value).encode()
-
-
-def closed(part: Any, name: str = "") -> Any:
-    """Return a part of a document in which objects have no members but those described."""
-    if isinstance(part, list):
-        return [closed(each) for each in part]
-    if not isinstance(part, dict):
-        return part
-    inner = {key: closed(each, key) for key, each in part.items()}
-    if inner.get("type") == "object" and "properties" in inner and name != "CloudEvent":
-        inner.setdefault("additionalProperties", False)
-    return inner
-
-
-REFUSED: Final = [400, 404, 405, 409, 412, 413, 415, 422]
-"""By what is refused what the document does not allow."""
-CONFIG: Final = SchemathesisConfig.from_dict(
-    {
-        "generation": {"deterministic": True, "database": "none"},
-        "checks": {"negative_data_rejection": {"expected-statuses": REFUSED}},
-    }
-)
-SCHEMA: Final = schemathesis.openapi.from_dict(closed(copy.deepcopy(DOCUMENT)), config=CONFIG)
-OPERATIONS: Final = {each.ok().label: each.ok() for each in SCHEMA.get_all_operations()}
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with World() as found:
-        yield found
-
-
-def no_mistake_of_ours(_context: CheckContext, response: Response, case: Case) -> None:
-    """Whatever is asked, it is no mistake of the gateway's."""
-    assert response.status_code != 500, case
-
-
-CHECKS: Final = [
-    no_mistake_of_ours,
-    checks.status_code_conformance,
-    checks.content_type_conformance,
-    checks.response_headers_conformance,
-    checks.response_schema_conformance,
-    checks.unsupported_method,
-    checks.negative_data_rejection,
+LABELS: Final = [
+    f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods
 ]
 
 
-def test_the_documents_are_served(world: World) -> None:
-    """What is described is served as it is."""
-    for path, expected in {
-        "/openapi.json": DOCUMENT,
-        "/asyncapi.json": asyncapi.describe(Settings(port=world.gateway.port)),
-    }.items():
-        answer = requests.get(world.gateway.url + path, timeout=TIMEOUT)
-        assert answer.headers["content-type"] == "application/json"
-        assert answer.json() == expected
-
-
-@pytest.mark.parametrize("label", OPERATIONS)
-def test_answers_are_as_described(world: World, label: str) -> None:
-    """Every answer has a status that is described for the operation, and is of the form described for it."""
-    operation = OPERATIONS[label]
-    modes = list(GenerationMode)
-    covering = SCHEMA.iter_coverage_cases(
-        operation, generation_modes=modes, generation_config=GenerationConfig(deterministic=True)
+@pytest.fixture(scope="module")
+def accounts() -> dict[str, Account]:
+    """What came of asking for each operation."""
+    asked = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.support.asking"],
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # the same cases each time
+        capture_output=True,
+        timeout=DEADLINE,
+        check=False,
     )
-    for number, case in enumerate(covering):
-        ask(world, case, real=number % 2 == 0)
-
-    @settings(
-        max_examples=DRAWN_OF_LARGE if operation_id(operation) in LARGE else DRAWN,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(case=st.one_of(*map(operation.as_strategy, modes)), real=st.booleans())
-    def drawn(case: Case, real: bool) -> None:
-        ask(world, case, real=real)
-
-    drawn()
-    assert label in succeeded, "nothing was ever asked for that is there"
+    assert asked.returncode == 0, asked.stderr.decode()
+    return msgspec.json.decode(asked.stdout, type=dict[str, Account])
 
 
-def test_so_many_cases_were_sent() -> None:
-    """All operations were asked, and all together often enough."""
-    if sent.keys() != OPERATIONS.keys():
-        pytest.skip("not all operations were asked in this run")
-    assert sent.total() >= LEAST_CASES, sent
+@pytest.mark.parametrize("label", LABELS)
+def test_answers_are_as_described(accounts: dict[str, Account], label: str) -> None:
+    """Every answer is as it is described for its status, and what is not allowed is refused."""
+    account = accounts[label]
+    assert not account.failure, account.failure
+    assert account.succeeded, "nothing was ever asked for that is there"
 
 
-def ask(world: World, case: Case, *, real: bool) -> None:
-    """Send a case and check its answer; with `real` it names what there is."""
-    sent[case.operation.label] += 1
-    shorten(case)
-    if real:
-        steer(world, case)
-    response = case.call(
-        base_url=world.gateway.url,
-        session=world.session,
-        headers={"Accept": "application/json"},  # a stream would not end
-        timeout=TIMEOUT,
-        allow_redirects=False,
-    )
-    case.validate_response(response, checks=CHECKS)
-    if response.status_code < 300:
-        succeeded.add(case.operation.label)
+def test_so_many_cases_were_sent(accounts: dict[str, Account]) -> None:
+    """All operations were asked for, and all together often enough."""
+    assert accounts.keys() == set(LABELS)
+    assert sum(each.sent for each in accounts.values()) >= LEAST_CASES
 
 
-def shorten(case: Case) -> None:
-    """Have a case wait for no time worth mentioning."""
-    for part in (case.query, case.body):
-        if isinstance(part, dict) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", str(part.get("wait"))):
-            wait = float(str(part["wait"]))
-            part["wait"] = min(wait, SHORT) if wait <= MAX_WAIT else wait
-
-
-def operation_id(operation: APIOperation[Any, Any, Any, Any]) -> str:
-    """Return the name of an operation."""
-    name: str = operation.definition.raw["operationId"]
-    return name
-
-
-def steer(world: World, case: Case) -> None:
-    """Have a case name what there is, so that it comes further than to a 404."""
-    name = operation_id(case.operation)
-    once = name in ("removeWebhook", "cancelRequest", "completeLease", "failLease", "releaseLease")
-    there: dict[str, Callable[[], str]] = {
-        "webhook": lambda: world.webhook(fresh=once),
-        "delivery": world.delivery,
-        "job": world.job,
-        "lease": lambda: world.lease(fresh=once),
-    }
-    named: dict[str, Callable[[], str]] = {
-        "getRequest": world.token,
-        "cancelRequest": lambda: world.token(fresh=True),
-        "retryRequest": world.failed,
-        "getConnection": world.connection,
-    }
-    if name in named:
-        there["name"] = named[name]
-    case.path_parameters.update({part: there[part]() for part in case.path_parameters if part in there})
-    if isinstance(case.body, dict):
-        # What is of another type stays so: it is to be refused.
-        good = {"url": world.receiver} if "Webhook" in name else {"since": "earliest"}
-        case.body.update({part: each for part, each in good.items() if isinstance(case.body.get(part), str)})
+async def test_the_documents_are_served(own: Address) -> None:
+    """What is described is served as it is, for the settings of the gateway."""
+    served = (await fetch(own, "/openapi.json")).json
+    assert served == describe(Settings(data="memory:"), auth=False)
+    served = (await fetch(own, "/asyncapi.json")).json
+    assert served == asyncapi.describe(Settings(data="memory:", port=own.port))

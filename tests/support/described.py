@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
+import msgspec
 import requests
 
 from tests.support.server import GatewayProcess
@@ -22,6 +23,21 @@ DEADLINE: Final = 20.0
 SERVICE: Final = "reports"
 BATCH: Final = 10
 """Requests that are leased together."""
+
+
+class Account(msgspec.Struct):
+    """
+    What came of asking for one operation.
+
+    Attributes:
+        sent: how many cases were sent.
+        succeeded: whether it did at least once what it was asked for.
+        failure: what an answer broke; empty if none did.
+    """
+
+    sent: int = 0
+    succeeded: bool = False
+    failure: str = ""
 
 
 class World:
@@ -72,16 +88,15 @@ class World:
         """Return the id of a webhook; with `fresh` of a new one."""
         if not fresh and self._webhook:
             return self._webhook
-        made: str = self.post("/v1/webhooks", url=self.receiver, topics=["seed.#"])["id"]
+        made: str = self.post("/v1/webhooks", url=self.receiver, topics=["seed.#"], schedule=[])["id"]
         self._webhook = self._webhook or made
         return made
 
     def delivery(self) -> str:
         """Return the id of a delivery that was attempted."""
         if not self._delivery:
-            webhook = self.webhook(fresh=True)
-            self._delivery = self.post(f"/v1/webhooks/{webhook}/test")["id"]
-            self.until(f"/v1/deliveries/{self._delivery}", lambda shown: shown["attempts"] > 0)
+            self._delivery = self.post(f"/v1/webhooks/{self.webhook()}/test")["id"]
+            self.until(f"/v1/deliveries/{self._delivery}", lambda shown: "ended" in shown)
         return self._delivery
 
     def job(self) -> str:
