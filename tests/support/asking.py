@@ -38,7 +38,7 @@ from tests.support.described import SERVICE, Account, World
 Case = schemathesis.Case[Any]
 Operation = APIOperation[Any, Any, Any, Any]
 
-DRAWN: Final = 250
+DRAWN: Final = 260
 """Cases that are drawn for an operation, beside those at the borders of its schemas."""
 DRAWN_OF_LARGE: Final = 120
 LARGE: Final = {"subscribe", "publishEvents", "publishToTopic", "createWebhook", "changeWebhook"}

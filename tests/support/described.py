@@ -69,6 +69,8 @@ class World:
 
     def __enter__(self) -> Self:
         self.gateway.__enter__()
+        self.post(f"/v1/webhooks/{self.webhook()}/test")
+        self.delivery()  # it ends while nothing else is under way
         return self
 
     def __exit__(
@@ -95,7 +97,8 @@ class World:
     def delivery(self) -> str:
         """Return the id of a delivery that was attempted."""
         if not self._delivery:
-            self._delivery = self.post(f"/v1/webhooks/{self.webhook()}/test")["id"]
+            webhook = self.webhook(fresh=True)  # nobody has paused or changed it
+            self._delivery = self.post(f"/v1/webhooks/{webhook}/test")["id"]
             self.until(f"/v1/deliveries/{self._delivery}", lambda shown: "ended" in shown)
         return self._delivery
 
