@@ -36,6 +36,7 @@ from gateway.members.replicas import GROUP, Replicas
 from gateway.members.sticky import Sticky
 from gateway.members.wire import Facts
 from gateway.mint import Mint, random_prefix
+from gateway.openapi import served
 from gateway.operate import Operate
 from gateway.polling import Poller
 from gateway.problems import EXCEPTION_HANDLERS, Problem, method_not_allowed
@@ -292,6 +293,7 @@ class Gateway:
             WebSocketRoute("/v1/events", events),  # on a server that opens WebSockets itself
             Route(TOPIC_PATH, PublishTopic(self.intake, settings)),
             *self._operate().routes(),
+            *served.routes(settings),
         ]
         if self.webhooks is not None:
             routes += WebhooksApi(self.webhooks, self.intake, settings).routes()

@@ -107,7 +107,7 @@ class Operate:
 
     async def route(self, request: Request) -> Response:
         """Return the replica that the clients of a key belong to."""
-        key = read_query(request.url.query.encode(), ("key",)).get("key", "")
+        key = read_query(request.scope["query_string"], ("key",)).get("key", "")
         if not 1 <= len(key) <= MAX_KEY:
             raise Problem(422, f"say which key: ?key= with 1 to {MAX_KEY} characters")
         route = self._gateway.replicas.route(key)

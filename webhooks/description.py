@@ -268,16 +268,17 @@ def _text(raw: msgspec.Raw, name: str) -> str:
 
 def decoded(given: Given, type: type[Decoded]) -> Decoded:
     """
-    Decode members that are not null to a struct.
+    Decode members to a struct; `null` is as good as leaving one out, but for one that there is not.
 
     Raises:
         Invalid: they cannot be.
     """
-    members = {name: raw for name, raw in given.items() if bytes(raw) != bytes(_NULL)}
+    known: tuple[str, ...] = type.__struct_fields__  # type: ignore[attr-defined]  # it is a struct
+    members = {name: raw for name, raw in given.items() if bytes(raw) != bytes(_NULL) or name not in known}
     try:
         return msgspec.json.decode(msgspec.json.encode(members), type=type)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error), type.__struct_fields__) from None  # type: ignore[attr-defined]  # it is one
+        raise _invalid(str(error), known) from None
     except ValueError:  # the rest was checked when the members were taken apart
         raise Invalid("there is text that is not UTF-8 in it") from None
     except RecursionError:

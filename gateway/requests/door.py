@@ -28,9 +28,11 @@ MAX_DELAY: Final = 86_400.0
 _SLACK: Final = 4096
 """Bytes of a body beside the result in it."""
 
-_REASONS: Final = frozenset({"error", "timeout", "refused", "result"})
+REASONS: Final = frozenset({"error", "timeout", "refused", "result"})
 """Reasons that a worker can give; the others are the gateway's own."""
 MAX_DETAIL: Final = 2000
+MAX_WORKER: Final = 100
+"""Characters of a worker's name."""
 
 
 class Wanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -132,8 +134,9 @@ class Door:
             raise Problem(422, f"wait is from 0 to {MAX_WAIT:g} seconds", members={"pointer": "/wait"})
         if not 1 <= wanted.max <= MAX_LEASES:
             raise Problem(422, f"max is from 1 to {MAX_LEASES}", members={"pointer": "/max"})
-        if not 1 <= len(wanted.worker) <= 100 or not wanted.worker.isprintable():
-            raise Problem(422, "worker is a name of 1 to 100 characters", members={"pointer": "/worker"})
+        if not 1 <= len(wanted.worker) <= MAX_WORKER or not wanted.worker.isprintable():
+            detail = f"worker is a name of 1 to {MAX_WORKER} characters"
+            raise Problem(422, detail, members={"pointer": "/worker"})
         async with call.watched() as gone:
             leased = await self._leasing.lease(service, wanted.worker, wanted.max, wanted.wait, gone)
         seconds = self._requests.options.lease
@@ -157,8 +160,8 @@ class Door:
         """Take it that an attempt failed."""
         call.query()
         given = decoded(call.members(), Failure)
-        if given.reason not in _REASONS:
-            reasons = ", ".join(sorted(_REASONS))
+        if given.reason not in REASONS:
+            reasons = ", ".join(sorted(REASONS))
             raise Problem(422, f"reason is one of {reasons}", members={"pointer": "/reason"})
         if given.delay is not None and not 0 <= given.delay <= MAX_DELAY:
             raise Problem(422, f"delay is from 0 to {MAX_DELAY:g} seconds", members={"pointer": "/delay"})

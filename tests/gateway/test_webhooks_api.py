@@ -137,6 +137,7 @@ async def test_values_of_headers_that_may_be_secrets_are_hidden(api: Api) -> Non
         ({"topics": ["a.b*"]}, "/topics/0", "a wildcard is part of a word"),
         ({"topics": []}, "/topics", "there must be 1 to 100"),
         ({"tpoics": ["a"]}, "/tpoics", "there is no member 'tpoics'"),
+        ({"tpoics": None}, "/tpoics", "there is no member 'tpoics'"),
         ({"secret": "whsec_MTIz"}, "/secret", "the secret has 3 bytes"),
         ({"secret": "hush"}, "/secret", "begins with neither"),
         ({"headers": {"X-A": "1\r\nX-B: 2"}}, "/headers/X-A", "printable ASCII on one line"),

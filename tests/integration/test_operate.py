@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.app import create_app
+from gateway.settings import Settings
+from tests.support.asgi import AsgiExchange, answering, scope_of
 from tests.support.clients import Address, Message, Topics, fetch, open_subscriber, publish, until
 from tests.support.host import address_of
 from tests.support.server import GatewayProcess
@@ -197,3 +200,13 @@ async def test_eviction_from_window_and_log_is_visible() -> None:
             return value(await samples_of(address), "sluice_log_first") > 1
 
         await until(trimmed, "retention takes the oldest events")
+
+
+async def test_a_query_that_is_no_text_is_refused() -> None:
+    """Whatever server is in front: bytes in a query that are no ASCII are a mistake of the client's."""
+    application = create_app(Settings(data="memory:"))
+    async with application.router.lifespan_context(application):
+        exchange = AsgiExchange()
+        async with answering(application, {**scope_of("/v1/route"), "query_string": b"key=\xff"}, exchange):
+            await exchange.until(lambda: bool(exchange.sent))
+    assert exchange.sent[0]["status"] == 422

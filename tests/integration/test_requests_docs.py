@@ -28,7 +28,7 @@ def test_states_and_reasons_are_as_documented() -> None:
     documented = [row[0] for row in rows("\n| reason |" + reasons)]
     explained = re.findall(r"`(\w+)`", (Trouble.__doc__ or "").partition("reason:")[2])
     assert sorted(documented) == sorted(explained)
-    assert set(documented) >= door._REASONS
+    assert set(documented) >= door.REASONS
 
 
 def test_the_commands_are_as_documented() -> None:

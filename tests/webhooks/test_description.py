@@ -165,6 +165,7 @@ def test_a_schedule_of_one_attempt() -> None:
             "there is no member 'tpoics': there are url, topics, types, ",
         ),
         ({**LEAST, "id": "wh_1"}, "/id", "there is no member 'id'"),
+        ({**LEAST, "id": None}, "/id", "there is no member 'id'"),
         ({**LEAST, "a/b~`x` - at `$.y`": 1}, "/a~1b~0`x` - at `$.y`", "there is no member"),
         ({**LEAST, "a\nb": 1}, "/a\nb", "there is no member 'a\\nb'"),
         ({**LEAST, "x" * 500: 1}, "/" + "x" * 500, "xxx...': there are"),
