@@ -39,7 +39,7 @@ def accounts() -> dict[str, Account]:
     asked = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.support.asking"],
         cwd=CHECKOUT,
-        env={**os.environ, "PYTHONHASHSEED": "0"},  # the same cases each time
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # cases as alike each time as they can be
         capture_output=True,
         timeout=DEADLINE,
         check=False,

@@ -4,7 +4,8 @@ Asks a gateway whatever `/openapi.json` allows, and whatever it does not, and ho
     PYTHONHASHSEED=0 python -m tests.support.asking
 
 It prints an account of each operation, as JSON. It is a process of its own because the cases that are drawn
-depend on the order of sets, and because schemathesis changes Hypothesis for all that is in its process.
+depend on the order of sets, and because schemathesis changes Hypothesis for all that is in its process. Most
+cases are the same each time; a few values of schemathesis' own choice still differ.
 """
 
 from __future__ import annotations
