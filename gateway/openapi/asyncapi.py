@@ -2,7 +2,8 @@
 The AsyncAPI document: what WebSockets and streams carry, which OpenAPI cannot say.
 
 There is a channel for each transport that stays open; all have one address, and the head of the request says
-which it is. The document speaks of the gateway: it *sends* events, and *receives* operations.
+which it is. With a broker there is one for each exchange as well. The document speaks of the gateway: it
+*sends* events, and *receives* operations.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from importlib.metadata import version
 from typing import Final
 
 from gateway.formats import LINES
+from gateway.openapi import exchanges
 from gateway.openapi.events import SCHEMAS, subscription
 from gateway.openapi.messages import ANSWERS, BLOCKS, TOLD, operations_of
 from gateway.openapi.parts import JSON, Json, ref
@@ -23,6 +25,7 @@ ADDRESS: Final = "/v1/events"
 def describe(settings: Settings) -> Json:
     """Return the AsyncAPI document of a gateway."""
     operations = operations_of(settings)
+    broker = exchanges.describe(settings)
     messages = {
         "event": _message(ref("Event"), "An event"),
         **{name: _message(schema, summary) for name, (schema, summary, _) in operations.items()},
@@ -31,6 +34,7 @@ def describe(settings: Settings) -> Json:
             name: {**_message(schema, summary), "description": f"`event: {field}`"}
             for name, (schema, field, summary) in BLOCKS.items()
         },
+        **broker["messages"],
     }
     carried = {
         "webSocket": ["event", *TOLD, *ANSWERS, *operations],
@@ -57,11 +61,16 @@ def describe(settings: Settings) -> Json:
                 "variables": {"host": {"default": f"127.0.0.1:{settings.port}"}},
             }
             for protocol in ("ws", "http")
+        }
+        | broker["servers"],
+        "channels": {
+            **{name: _channel(name, messages, settings) for name, messages in carried.items()},
+            **broker["channels"],
         },
-        "channels": {name: _channel(name, messages, settings) for name, messages in carried.items()},
         "operations": {
             **{f"send-{name}": _sending(name, messages) for name, messages in sent.items()},
             **{name: _receiving(name, reply) for name, (_, _, reply) in operations.items()},
+            **broker["operations"],
         },
         "components": {
             "messages": messages,

@@ -25,6 +25,9 @@ from gateway.problems import EXCEPTION_HANDLERS
 from gateway.settings import Settings
 
 ALL: Final = Settings(data="memory:", services="reports,mail")
+BROKER: Final = Settings(
+    backbone="amqp://hidden:hidden@hidden:5672/", exchanges="events:#,orders:order.*,orders:refund.#"
+)
 LEAST: Final = Settings(data="memory:", webhooks=False)
 SETTINGS: Final = pytest.mark.parametrize("settings", [ALL, LEAST], ids=["all", "least"])
 
@@ -91,9 +94,10 @@ def test_each_component_is_used(settings: Settings) -> None:
             assert f"#/components/schemas/{name}" in used, name
 
 
-def test_asyncapi_hangs_together() -> None:
+@pytest.mark.parametrize("settings", [ALL, BROKER], ids=["embedded", "broker"])
+def test_asyncapi_hangs_together(settings: Settings) -> None:
     """The messages of each operation, and of its reply, are among those of its channel."""
-    document = asyncapi.describe(ALL)
+    document = asyncapi.describe(settings)
     assert document["asyncapi"] == "3.0.0"
     for name, operation in document["operations"].items():
         assert operation["action"] in ("send", "receive")
@@ -105,6 +109,21 @@ def test_asyncapi_hangs_together() -> None:
     for name, message in document["components"]["messages"].items():
         Draft202012Validator.check_schema(message["payload"])
         assert message["summary"], name
+
+
+def test_exchanges_are_described_without_the_broker() -> None:
+    """Each exchange is a channel, events go to the first, and nobody learns where the broker is."""
+    document = asyncapi.describe(BROKER)
+    found = [
+        each["bindings"]["amqp"]["exchange"]
+        for each in document["channels"].values()
+        if each["address"] == "{topic}"
+    ]
+    assert found == [{"name": "events", "type": "topic", "durable": True}, {"name": "orders"}]
+    assert {"receive-exchange1", "receive-exchange2", "send-exchange1"} <= document["operations"].keys()
+    assert "send-exchange2" not in document["operations"]
+    assert "hidden" not in str(document)
+    assert "exchange1" not in asyncapi.describe(ALL)["channels"]
 
 
 words = st.text(st.sampled_from("ab.*#\x00\x9f\u2028é "), max_size=8)
