@@ -248,6 +248,8 @@ class HttpProtocol(HttpToolsProtocol):
         )
         fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
+        # As uvicorn's: what comes behind a request that is the last must not cost it its answer.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._head_bytes = 0
         return b"".join((line, *fields, b"\r\n", behind))
 
