@@ -1,7 +1,7 @@
 """
 What is fuzzed: each target takes any bytes, and asserts what must hold whatever they are.
 
-Hypothesis runs them in `test_fuzz.py`, coverage leads in `guided.py`; both begin with the examples given here.
+Hypothesis runs them in `test_fuzz.py`, coverage leads in `guided.py`; both begin with these examples.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tests.fuzz.wires import http, masked, websocket
 from tests.support.clients import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame
 from tests.support.fakes import FakeSink
 from tests.support.readers import messages_in
-from tests.support.tokens import NOW, SECRET, key_set, shared, spelled, token
+from tests.support.tokens import NOW, key_set, shared, spelled, token
 from tests.support.world import Bounds, World
 
 EVENT_TIME: Final = 1_795_452_360_123
@@ -94,10 +94,10 @@ def check_start(data: bytes) -> None:
 
 
 def check_topics(data: bytes) -> None:
-    """Lines are patterns and topics, or TopicErrors; the index agrees with the plain form, also when emptied."""
+    """Lines are patterns and topics, or TopicErrors; the index agrees with the plain form, half empty too."""
     index: PatternIndex[int] = PatternIndex()
     patterns, topics = [], []
-    for line in _text(data).split("\n"):
+    for line in _text(data).split("\n")[:12]:
         with suppress(TopicError):
             patterns.append(check_pattern(line))
         with suppress(TopicError):
@@ -173,7 +173,9 @@ def check_settings_given(data: bytes) -> None:
 
 @cache
 def _verifier() -> Tokens:
-    keys = KeySet.parse(key_set(shared(kid="one"), shared("another secret, of 32 bytes as well")), public=False)
+    keys = KeySet.parse(
+        key_set(shared(kid="one"), shared("another secret, of 32 bytes as well")), public=False
+    )
     return Tokens(lambda: keys)
 
 
@@ -248,6 +250,9 @@ class _Reader:
         pass
 
 
+_ANSWERS: Final = {"subscribed", "unsubscribed", "published", "acked", "pong", "error"}
+
+
 def check_operations(data: bytes) -> None:
     """Messages, one a line, are each answered once, in order, with JSON; the connection lives on."""
     asyncio.run(_operations(data.split(b"\n")))
@@ -279,10 +284,9 @@ async def _operations(messages: list[bytes]) -> None:
             expected.append([number])
     assert sink.reason is None, sink.reason
     shown = list(messages_in(Wire.WEBSOCKET, sink.bytes_taken()))
-    answers = [each for each in shown if each.kind == "control"]
-    marks = [at for at, each in enumerate(answers) if getattr(each, "ref", None) in expected]
-    del marks
-    assert len(answers) >= 2 * len(messages)
+    answers = [each for each in shown if each.kind in _ANSWERS]
+    assert [each.members.get("ref") for each in answers[1::2]] == expected
+    assert len(answers) == 2 * len(messages)
 
 
 # --- wires --------------------------------------------------------------------------------------------------
@@ -446,7 +450,9 @@ _OPERATIONS: Final = (
     ),
     b"\n".join(_json({"op": "publish", "ref": None, **_PLAIN}, {"op": "publish", "topic": "a", "data": 1})),
     b"\n".join(
-        _json({"op": "ack", "cursor": "abcdef-0-0000"}, {"op": "ping"}, {"op": "ack", "cursor": "epochb-0-0000"})
+        _json(
+            {"op": "ack", "cursor": "abcdef-0-0000"}, {"op": "ping"}, {"op": "ack", "cursor": "epochb-0-0000"}
+        )
     ),
     b"\n".join(_json({"op": "subscribe", "topics": [f"t{n}" for n in range(11)]}, {"op": 1}, [], 5, None)),
     b"\n".join(_json({"op": "subscribe", "topic": "a", "cursor": "-5"}, {"op": "unsubscribe", "topics": []})),
@@ -464,7 +470,9 @@ _FRAMES: Final = (
     masked(Frame(TEXT, b'{"op":"ping"}')),
     masked(Frame(TEXT, "ä€😀".encode(), fin=False)) + masked(Frame(CONTINUATION, b"")),
     masked(Frame(BINARY, bytes(126))) + masked(Frame(PING, b"x" * 125)) + masked(Frame(PONG, b"")),
-    masked(Frame(TEXT, b"\xe2", fin=False)) + masked(Frame(PING, b"")) + masked(Frame(CONTINUATION, b"\x82\xac")),
+    masked(Frame(TEXT, b"\xe2", fin=False))
+    + masked(Frame(PING, b""))
+    + masked(Frame(CONTINUATION, b"\x82\xac")),
     masked(Frame(CLOSE, b"\x03\xe8bye")),
     masked(Frame(CLOSE, b"\x03")),
     masked(Frame(PONG, b"x"), bytes(4)) * 3,
@@ -490,10 +498,9 @@ _HTTP: Final = (
     b"GET / HTTP/1.1\r\n\r\n" * 40,
     b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nT: u\r\n\r\n",
     b"POST /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
-    b"POST /a HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nhi"
-    b"GET /b HTTP/1.1\r\n\r\n",
+    b"PUT / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nhiGET / HTTP/1.1\r\n\r\n",
     b"GET /a HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x80\0\0\0\0",
-    b"GET /a HTTP/1.1\r\nConnection: close\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n\r\nGET /b HTTP/1.1\r\n\r\n",
+    b"GET /a HTTP/1.1\r\nConnection: close, upgrade\r\nUpgrade: h2c\r\n\r\n\r\nGET /b HTTP/1.1\r\n\r\n",
     b"CONNECT a:1 HTTP/1.1\r\n\r\n\x16\x03",
     b"HEAD http://x/y HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /z HTTP/1.0\r\n\r\n",
     b"GET /a HTTP/0.9\r\n\r\n",
@@ -509,14 +516,16 @@ _HTTP_WORDS: Final = tuple(
 TARGETS: Final[dict[str, Target]] = {
     "start": Target(check_start, _STARTS, (b"T", b"Z", b"+01:00"), ("fanout.cursor",)),
     "topics": Target(check_topics, _TOPICS, (b"#", b"*", b".", b"\n"), ("fanout.topics",)),
-    "query": Target(check_query, _QUERIES, (b"topic=", b"cursor=", b"q=", b"wait="), ("gateway.subscription",)),
+    "query": Target(
+        check_query, _QUERIES, (b"topic=", b"cursor=", b"q=", b"wait="), ("gateway.subscription",)
+    ),
     "settings file": Target(
         check_settings_file, _FILES, (b'"""', b"inf", b"nan", b"0x" + b"f" * 6000), ("gateway.settings",)
     ),
     "settings given": Target(
         check_settings_given,
         _GIVEN,
-        tuple(f"{name}=".encode() for name in FIELDS) + (b"SLUICE_", b"SLUICE_CONFIG=~nobody-here/x"),
+        (b"SLUICE_", b"SLUICE_CONFIG=~nobody-here/x", *(f"{name}=".encode() for name in FIELDS)),
         ("gateway.settings", "gateway.units"),
     ),
     "token": Target(check_token, _TOKENS, (b".", b"e30", b"eyJhbGciOiJIUzI1NiJ9"), ("gateway.auth.tokens",)),

@@ -36,9 +36,9 @@ class FakeTransport(asyncio.Transport):
         return {"ssl_object": True, "sslcontext": True, "peername": ("127.0.0.1", 1)}.get(name, default)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self.closed, "written to behind the close"
         assert not self.ended, "written to behind the end of our side"
-        self.written += data
+        if not self.closed:
+            self.written += data
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -152,13 +152,18 @@ class Served:
 
 
 _config: Final = uvicorn.Config(
-    app="", ws="none", lifespan="off", access_log=False, log_config=None, proxy_headers=False
+    app="",
+    ws="none",
+    interface="asgi3",
+    lifespan="off",
+    access_log=False,
+    log_config=None,
+    proxy_headers=False,
 )
 
 
-async def http(pieces: Iterable[bytes]) -> Served:
-    """Give pieces to an HTTP connection in front of an application that reads each body and says 200."""
-    served: list[tuple[str, bytes, bytes]] = []
+def _application(served: list[tuple[str, bytes, bytes]]) -> Any:
+    """Return an application that reads each body whole, keeps the request, and says 200."""
 
     async def application(
         scope: Message,
@@ -178,7 +183,13 @@ async def http(pieces: Iterable[bytes]) -> Served:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    _config.loaded, _config.loaded_app = True, cast("Any", application)
+    return application
+
+
+async def http(pieces: Iterable[bytes]) -> Served:
+    """Give pieces to an HTTP connection in front of an application that reads each body and says 200."""
+    served: list[tuple[str, bytes, bytes]] = []
+    _config.loaded, _config.loaded_app, _config.ws_protocol_class = True, _application(served), None
     doorkeeper = Doorkeeper(("127.0.0.1", 80), MAX_HEAD, 10)
     transport = FakeTransport()
     bound = cast("type[HttpProtocol]", type("Bound", (HttpProtocol,), {"doorkeeper": doorkeeper}))
@@ -202,9 +213,17 @@ async def http(pieces: Iterable[bytes]) -> Served:
         over = transport.closed
         transport.closed = True
         protocol.connection_lost(None)
-        while protocol.tasks:
-            await asyncio.sleep(0)
+        await asyncio.gather(*protocol.tasks)
     return Served(served, statuses, over)
+
+
+class _Keeping(logging.Handler):
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        super().__init__(logging.ERROR)
+        self._records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
 
 
 class _no_complaints:  # noqa: N801  # used as a function
@@ -212,8 +231,7 @@ class _no_complaints:  # noqa: N801  # used as a function
 
     def __enter__(self) -> None:
         self._records: list[logging.LogRecord] = []
-        self._handler = logging.Handler(logging.ERROR)
-        self._handler.emit = self._records.append  # type: ignore[method-assign]
+        self._handler = _Keeping(self._records)
         logging.getLogger("uvicorn.error").addHandler(self._handler)
 
     def __exit__(self, kind: object, *rest: object) -> None:
