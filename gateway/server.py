@@ -15,7 +15,7 @@ import logging
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,10 @@ MAX_TARGET = 65_535
 
 _NO_REQUEST = Problem(400, "this is no HTTP/1.1 request")
 _OTHER_VERSION = Problem(505, "only HTTP/1.1 and HTTP/1.0 are spoken here", headers={"connection": "close"})
+
+_OTHER_CODING = Problem(
+    501, "of transfer codings only chunked, alone, is understood", headers={"connection": "close"}
+)
 
 MAX_PIPELINED = 16
 """Requests of one connection that wait for those before them; beyond it nothing more of it is parsed."""
@@ -142,6 +146,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.url = b""
         self._upgraded = False  # an upgrade was asked for: what follows is no HTTP
         self._behind = b""  # … and is kept here until somebody takes the socket over
+        self._ended = False  # what comes is not read any more: it cannot be told what it is
         self._later = b""  # received, but not parsed before fewer requests wait
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -163,12 +168,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse requests, or a part of one."""
+        if not self._listens():
+            return
         if self._later:
             self._later += data
             return
         self._unset_keepalive_if_required()
         at = 0
-        while at < len(data) and not self.transport.is_closing():
+        while at < len(data) and self._listens():
             if self._upgraded:
                 self._keep(data[at:])
                 return
@@ -179,6 +186,9 @@ class HttpProtocol(HttpToolsProtocol):
             at += len(piece)
             if instead := self._parse(piece):
                 data, at = instead + data[at:], 0
+
+    def _listens(self) -> bool:
+        return not self._ended and not self.transport.is_closing()
 
     def _hold(self, data: bytes) -> None:
         """
@@ -294,6 +304,8 @@ class HttpProtocol(HttpToolsProtocol):
             app = self._too_large()
         elif cycle.scope["http_version"] not in ("1.1", "1.0"):
             app = _OTHER_VERSION
+        elif cycle.scope["method"] != "GET" and not _is_understood(cycle.scope["headers"]):
+            app = _OTHER_CODING
         if cycle.scope["method"] == "GET":
             self.doorkeeper.enter(partial(super()._start_asgi_task, cycle, app))
         else:
@@ -332,6 +344,15 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body:  # it came whole, and may have been carried out: it gets its answer first
+                cycle.keep_alive = False
+                self._ended = True
+                return
+            if cycle is self._answering and not cycle.response_started:
+                cycle.disconnected = True  # whoever waits for the body need not answer any more
+                cycle.message_event.set()
+                cycle = None
         if cycle is None or cycle.response_complete:
             body = problem.body()
             head = b"".join(b"%b: %b\r\n" % header for header in problem.raw_headers(body))
@@ -366,6 +387,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         behind, self._behind = self._behind, b""
         return self.transport, behind
+
+
+def _is_understood(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Tell whether a request's body is coded in no way that would have to be undone (RFC 9112 6.1)."""
+    return all(value.strip().lower() == b"chunked" for name, value in headers if name == b"transfer-encoding")
 
 
 class Server(uvicorn.Server):
