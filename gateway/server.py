@@ -164,6 +164,10 @@ class HttpProtocol(HttpToolsProtocol):
         """The connection is gone."""
         self.doorkeeper.arrived(self)
         self._later = b""
+        self.pipeline.clear()
+        if (answering := self._answering) is not None and not answering.response_complete:
+            answering.disconnected = True  # uvicorn tells only the request that was read last
+            answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
