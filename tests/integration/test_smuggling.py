@@ -2,8 +2,8 @@
 Requests that two servers may read differently: straight to a gateway, and through the balancers of `deploy/`.
 
 Each shape hides a second request. Sent straight, it must never be carried out. Behind a balancer it may be
-only if it is a request for the balancer as well. The balancers close some pages to the outside: a hidden request
-for one of them that comes through all the same was smuggled.
+only if it is a request for the balancer as well. The balancers close some pages to the outside: a hidden
+request for one of them that comes through all the same was smuggled.
 """
 
 from __future__ import annotations
