@@ -346,6 +346,7 @@ _TOPICS: Final = (
     b"#.#\n*.#\n#.*\na.#.#.b\na.b",
     "ä.ö\n*.ö\n".encode(),
     b"x" * 255 + b"\n" + b"#." * 100 + b"#\n" + b"a." * 120 + b"a",
+    b"#" + b".#" * 127 + b"\n" + b"a" + b".a" * 127,  # found by fuzzing: it took a tenth of a second
     b"a..b\n.a\na.\n\na*\n#a",
 )
 
@@ -365,6 +366,11 @@ _FILES: Final = (
     b'host = "::1"\nstore = "postgresql://u:p@host/db?sslmode=require"\n',
     b'backbone = "amqp://u:p@a:1,b:2/v"\nexchanges = "events:#,orders:order.*"\nworkers = 2\n',
     b"port = 0xffff\n[a.b]\nc = [1, {d = 2026-11-23T16:46:00Z}]\n",
+    # Found by fuzzing: what int(), str() and the stack cannot take.
+    b"port = " + b"9" * 5000,
+    b"port = 0x" + b"f" * 6000,
+    b"port = " + b"[" * 2000,
+    b'backbone = "amqp://h:' + b"9" * 5000 + b'"',
     b'log_level = "debug"\nwebhooks_allow = "127.0.0.0/8"\nwebhooks_ports = "443,8000-8999"\n',
 )
 
@@ -379,6 +385,8 @@ _GIVEN: Final = tuple(
         ("store=postgresql://u:p@h:1,g:2/d?sslmode=verify-full",),
         ("webhooks_allow=10.0.0.0/8,::1", "webhooks_ports=80,443,8000-9000"),
         ("host=0.0.0.0", "insecure=true", "name=n", "services=a,b"),
+        ("services=a b", "backbone=amqp://h"),  # found by fuzzing, as the next
+        ("SLUICE_CONFIG=~nobody-here/x",),
     )
 )
 
