@@ -6,7 +6,7 @@ PYTHON_IN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve serve-rabbitmq test check format docs bench soak clean
+.PHONY: help install serve serve-rabbitmq test fuzz check format docs bench soak clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ serve-rabbitmq: $(INSTALLED)  ## run two replicas on a broker, a private one or 
 test: $(INSTALLED)  ## run all tests; ARGS="-k cursor" narrows them down
 	@.ci/packages chromium nginx nchan haproxy cc node rabbitmq amqp postgres
 	@.ci/test $(ARGS)
+
+fuzz: $(INSTALLED)  ## random input, led by coverage; ARGS="--seconds 600 --target http"
+	$(PYTHON_IN) -m tests.fuzz.guided $(ARGS)
 
 check: $(INSTALLED)  ## formatting, lint, types
 	$(VENV)/bin/ruff format --check .

@@ -117,12 +117,10 @@ def _matches(pattern: list[str], topic: list[str]) -> bool:
 
 
 def _through_hashes(pattern: list[str], places: set[int]) -> set[int]:
-    """Add the places reached when each `#` stands for zero words."""
-    for place in sorted(places):
-        at = place
-        while at < len(pattern) and pattern[at] == "#":
-            at += 1
-            places.add(at)
+    """Add the places reached when each `#` stands for zero words; each place is looked at once."""
+    for at in range(min(places, default=len(pattern)), len(pattern)):
+        if at in places and pattern[at] == "#":
+            places.add(at + 1)
     return places
 
 

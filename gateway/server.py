@@ -15,7 +15,7 @@ import logging
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -48,6 +48,16 @@ MAX_TARGET = 65_535
 
 _NO_REQUEST = Problem(400, "this is no HTTP/1.1 request")
 _OTHER_VERSION = Problem(505, "only HTTP/1.1 and HTTP/1.0 are spoken here", headers={"connection": "close"})
+
+_OTHER_CODING = Problem(
+    501, "of transfer codings only chunked, alone, is understood", headers={"connection": "close"}
+)
+
+MAX_PIPELINED = 16
+"""Requests of one connection that wait for those before them; beyond it nothing more of it is parsed."""
+
+PARSED_AT_ONCE = 4096
+"""Bytes given to the parser at a time: as many requests as fit into them can come to wait as well."""
 
 BEGUN_PER_TURN = 8
 """GET requests that are begun in one turn of the loop: less than a millisecond of work."""
@@ -113,11 +123,22 @@ class Doorkeeper:
                 protocol.time_out()
 
 
+class _Flow(FlowControl):
+    """uvicorn's, which reads on whenever an application asks for a body: not while the connection is held."""
+
+    held = False
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+
+
 class HttpProtocol(HttpToolsProtocol):
     """One HTTP connection. Subclassed with its doorkeeper, because uvicorn makes the instances."""
 
     doorkeeper: Doorkeeper
     proxies: TrustedProxies | None = None  # whose word about the client is believed
+    flow: _Flow
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -128,12 +149,14 @@ class HttpProtocol(HttpToolsProtocol):
         self.url = b""
         self._upgraded = False  # an upgrade was asked for: what follows is no HTTP
         self._behind = b""  # … and is kept here until somebody takes the socket over
+        self._ended = False  # what comes is not read any more: it cannot be told what it is
+        self._later = b""  # received, but not parsed before fewer requests wait
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected. (Not by way of uvicorn's own, which asks the kernel for our address.)"""
         self.connections.add(self)
         self.transport = transport
-        self.flow = FlowControl(transport)
+        self.flow = _Flow(transport)
         self.server = self.doorkeeper.address
         peer = transport.get_extra_info("peername")
         self.client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
@@ -143,14 +166,68 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self.doorkeeper.arrived(self)
+        self._later = b""
+        self.pipeline.clear()
+        if (answering := self._answering) is not None and not answering.response_complete:
+            answering.disconnected = True  # uvicorn tells only the request that was read last
+            answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse a request, or a part of one."""
-        if self._upgraded:
-            self._keep(data)
+        """Parse requests, or a part of one."""
+        if not self._listens():
+            return
+        if self._later:
+            self._later += data
             return
         self._unset_keepalive_if_required()
+        at = 0
+        while at < len(data) and self._listens():
+            if self._upgraded:
+                self._keep(data[at:])
+                return
+            if len(self.pipeline) >= MAX_PIPELINED:
+                self._hold(data[at:])
+                return
+            piece = data[at : at + PARSED_AT_ONCE]
+            at += len(piece)
+            if instead := self._parse(piece):
+                data, at = instead + data[at:], 0
+
+    def _listens(self) -> bool:
+        return not self._ended and not self.transport.is_closing()
+
+    def _hold(self, data: bytes) -> None:
+        """
+        Leave the rest for when fewer requests wait.
+
+        A request that waits takes a hundred times the memory of its bytes, so it is not enough to pause
+        reading now and then, as uvicorn does.
+        """
+        self._later = data
+        self.flow.pause_reading()
+        self.flow.held = True
+        self.doorkeeper.arrived(self)  # of half a head the rest may be here: it is not the client who is slow
+
+    def _go_on(self) -> None:
+        """Parse what was left for later."""
+        if not self._later or self.transport.is_closing():
+            return
+        data, self._later = self._later, b""
+        self.flow.held = False
+        if self._in_head:
+            self.doorkeeper.expect(self)
+        self.data_received(data)
+        self.flow.resume_reading()
+
+    def on_response_complete(self) -> None:
+        """A request was answered: the next one begins."""
+        super().on_response_complete()
+        if self._later and len(self.pipeline) < MAX_PIPELINED:
+            self.loop.call_soon(self._go_on)
+
+    def _parse(self, data: bytes) -> bytes:
+        """Give `data` to the parser; return what is to be parsed instead of it, if anything."""
         if self._in_head:
             self._head_bytes += len(data)
         else:
@@ -160,8 +237,7 @@ class HttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             behind = data[upgrade.args[0] :]
             if self._offers_another_protocol():
-                self._read_again(behind)
-                return
+                return self._without_offer(behind)
             self._upgraded = True
             self.cycle.keep_alive = False  # whatever it was, we answer it once
             self._keep(behind)
@@ -169,15 +245,16 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(self._too_long() if len(self.url) > MAX_TARGET else _NO_REQUEST)
         else:
             if (self._head_bytes if self._in_head else self._aside) > self.doorkeeper.max_head:
-                self._refuse(self._too_large())
+                self._refuse(self._too_long() if len(self.url) > MAX_TARGET else self._too_large())
+        return b""
 
     def _offers_another_protocol(self) -> bool:
         """Tell whether the request offers an upgrade that nobody here takes up: Java's clients offer h2c."""
         return self.parser.should_upgrade() and self._get_upgrade() not in (None, b"websocket")
 
-    def _read_again(self, behind: bytes) -> None:
+    def _without_offer(self, behind: bytes) -> bytes:
         """
-        Parse the request at hand once more, without its offer.
+        Begin with the request at hand once more; return it without its offer, and what is behind it.
 
         A server may ignore an offer (RFC 9110 7.8), but the parser reads no body behind one.
         """
@@ -188,8 +265,10 @@ class HttpProtocol(HttpToolsProtocol):
         )
         fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
+        # As uvicorn's: what comes behind a request that is the last must not cost it its answer.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._head_bytes = 0
-        self.data_received(b"".join((line, *fields, b"\r\n", behind)))
+        return b"".join((line, *fields, b"\r\n", behind))
 
     def _keep(self, data: bytes) -> None:
         self._behind += data
@@ -242,6 +321,8 @@ class HttpProtocol(HttpToolsProtocol):
             app = self._too_large()
         elif cycle.scope["http_version"] not in ("1.1", "1.0"):
             app = _OTHER_VERSION
+        elif cycle.scope["method"] != "GET" and not _is_understood(cycle.scope["headers"]):
+            app = _OTHER_CODING
         if cycle.scope["method"] == "GET":
             self.doorkeeper.enter(partial(super()._start_asgi_task, cycle, app))
         else:
@@ -280,6 +361,15 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body:  # it came whole, and may have been carried out: it gets its answer first
+                cycle.keep_alive = False
+                self._ended = True
+                return
+            if cycle is self._answering and not cycle.response_started:
+                cycle.disconnected = True  # whoever waits for the body need not answer any more
+                cycle.message_event.set()
+                cycle = None
         if cycle is None or cycle.response_complete:
             body = problem.body()
             head = b"".join(b"%b: %b\r\n" % header for header in problem.raw_headers(body))
@@ -308,10 +398,17 @@ class HttpProtocol(HttpToolsProtocol):
         self.connections.discard(self)
         self.doorkeeper.arrived(self)  # the head of a further request may have begun to come
         self.pipeline.clear()  # behind a response without end nothing is ever answered
+        self._later = b""
+        self.flow.held = False
         self.flow.resume_reading()
         self._unset_keepalive_if_required()
         behind, self._behind = self._behind, b""
         return self.transport, behind
+
+
+def _is_understood(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Tell whether a request's body is coded in no way that would have to be undone (RFC 9112 6.1)."""
+    return all(value.strip().lower() == b"chunked" for name, value in headers if name == b"transfer-encoding")
 
 
 class Server(uvicorn.Server):

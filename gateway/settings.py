@@ -577,6 +577,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         for field in FIELDS.values():
             field.check(getattr(self, field.name))
+        _check_services(self.services)  # what else contradicts them asks for their names
         for name, refused, why in _REFUSALS:
             if refused(self):
                 raise SettingsError(name, why.format(value=getattr(self, name)))
@@ -585,7 +586,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.store:
             _check_store(self.store)
         _check_guard(self)
-        _check_services(self.services)
 
     @property
     def data_folder(self) -> Path | None:
@@ -756,6 +756,7 @@ def _takes_requests(settings: Settings) -> bool:
 MAX_NAME_BYTES: Final = 250
 """A short string of AMQP has 255; the queue of the dead letters has five more than the exchange."""
 
+_NO_PATH = "no file or folder can have this name, or there is no such user behind its ~"
 _ONLY_ENCRYPTED = "it says what to do with amqps://, but the backbone is none or not encrypted"
 
 # What contradicts the rest: the setting to name, the test, and the sentence.
@@ -832,6 +833,9 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
         lambda s: s.sticky == "redirect" and not (s.backbone and s.advertise),
         "clients are sent to other replicas only on a backbone, and where each has an address to advertise",
     ),
+    ("data", lambda s: not _is_path(s.data), _NO_PATH),
+    ("backbone_ca", lambda s: not _is_path(s.backbone_ca), _NO_PATH),
+    ("backbone_certificate", lambda s: not _is_path(s.backbone_certificate), _NO_PATH),
     ("data", lambda s: s.data == "", "empty is no folder; give a path, or memory: to keep nothing"),
 )
 
@@ -937,13 +941,24 @@ def _from_file(config: str | None) -> Iterator[_Given]:
 
 
 def _read_toml(config: str) -> dict[str, object]:
+    if not _is_path(config):
+        raise SettingsError(config, _NO_PATH)
     try:
         with Path(config).expanduser().open("rb") as file:
             return tomllib.load(file)
     except OSError as error:
         raise SettingsError(config, f"the file cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of numbers with thousands of digits, and of deep nesting
         raise SettingsError(config, f"the file is not TOML: {error}") from None
+
+
+def _is_path(text: str) -> bool:
+    """Say whether a path can be looked for: it has no NUL, and a `~` at its begin is of a user there is."""
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        return False
+    return "\0" not in text
 
 
 def _unknown(name: str, known: list[str], prefix: str = "") -> str:
@@ -959,6 +974,8 @@ def _shown(value: object) -> str:
         if isinstance(value, str)
         else str(value).lower()
         if isinstance(value, bool)
+        else f"{value:#x}"  # the digits of a huge one cannot be had
+        if isinstance(value, int) and abs(value) >= 10**60
         else str(value)
     )
     return text if len(text) <= 60 else text[:57] + "..."

@@ -75,7 +75,7 @@ def _host(text: str, port: int) -> tuple[str, int]:
     """Read `host`, `host:port` or `[address]:port`."""
     bracket = text.rfind("]")
     name, colon, number = text.rpartition(":") if text.rfind(":") > bracket else (text, "", "")
-    if colon and not (number.isdecimal() and 0 < int(number) < 65536):
+    if colon and not (number.isdecimal() and len(number) < 6 and 0 < int(number) < 65536):
         raise AddressError(f"{number[:10]!r} is no port")
     name = name.strip("[]")
     if not name:

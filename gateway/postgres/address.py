@@ -70,7 +70,7 @@ def _check_host(text: str) -> None:
     colon = text.rfind(":")
     if colon > bracket:
         port = text[colon + 1 :]
-        if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        if not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
             raise AddressError("the port of the store is a number from 1 to 65535")
         if not text[:colon]:
             raise AddressError("the address of the store has a port and no host")

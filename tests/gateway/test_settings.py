@@ -25,6 +25,43 @@ def refusal(
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("port = " + "9" * 5000, "not TOML"),
+        ("port = 0x" + "f" * 5000, "a whole number"),
+        ("port = " + "[" * 10_000, "not TOML"),
+    ],
+    ids=["many digits", "many hexadecimal digits", "deep"],
+)
+def test_what_breaks_pythons_parsers_is_a_refusal(text: str, said: str, tmp_path: Path) -> None:
+    """What int(), str() and the stack cannot take is refused like any other mistake."""
+    path = tmp_path / "sluice.toml"
+    path.write_text(text)
+    assert said in refusal(config=str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("backbone", "amqp"), ("store", "postgresql")], ids=["backbone", "store"]
+)
+def test_a_port_of_many_digits_is_refused(name: str, scheme: str) -> None:
+    """More digits than int() takes are no port either."""
+    assert "port" in refusal({name: f"{scheme}://host:{'9' * 5000}/x"})
+
+
+@pytest.mark.parametrize("name", ["data", "backbone_ca", "backbone_certificate", "config"])
+def test_the_home_of_nobody_is_refused(name: str) -> None:
+    """A path of a user who is not there is refused at the start, not by a traceback when it is used."""
+    path = "~nobody-of-this-name/x"
+    flags: dict[str, object] = {} if name == "config" else {name: path, "backbone": "amqps://localhost"}
+    assert "no such user" in refusal(flags, config=path if name == "config" else None)
+
+
+def test_a_bad_name_of_a_service_is_refused_on_a_broker_too() -> None:
+    """What else is checked of services asks for their names, and must find good ones."""
+    assert refusal({"services": "a b", "backbone": "amqp://localhost"}).startswith("--services:")
+
+
 @pytest.mark.parametrize("exchanges", ["x" * 251, "events:" + "a" * 251, "a:#," + "ä" * 126])
 def test_names_that_are_too_long_for_a_broker_are_refused(exchanges: str) -> None:
     """What AMQP cannot carry is no setting."""

@@ -358,6 +358,44 @@ async def test_many_small_chunks_are_a_body(address: Address, topics: Topics) ->
         assert (await read_response(tcp)).status == 202
 
 
+UPLOAD = b"POST /v1/topics/t HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize("chunk", [b"x\r\n", b"+1\r\n1\r\n", b"1\r\n12\r\n", b"1\n1\n"])
+async def test_a_body_in_broken_chunks_is_answered(address: Address, chunk: bytes) -> None:
+    """A client whose chunks are wrong is told so; a mere end is a 502 to whoever stands in between."""
+    async with Tcp.open(address) as tcp:
+        await tcp.send(UPLOAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk)
+        response = await read_response(tcp)
+        assert (response.status, response.head["connection"]) == (400, "close")
+        assert await tcp.rest() == b""
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "identity, chunked", "deflate,chunked"])
+async def test_a_coding_that_is_not_undone_is_refused(address: Address, coding: str) -> None:
+    """What is coded in more than chunks would be stored as it came (RFC 9112 6.1)."""
+    async with Tcp.open(address) as tcp:
+        await tcp.send(UPLOAD + f"Transfer-Encoding: {coding}\r\n\r\n0\r\n\r\n".encode())
+        assert (await read_response(tcp)).status == 501
+        assert await tcp.rest() == b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        UPLOAD + b"Content-Length: 2\r\n\r\n",
+        UPLOAD + b"Connection: close, upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\n",
+    ],
+    ids=["plain", "the last, with an offer"],
+)
+async def test_garbage_behind_a_request_does_not_cost_its_answer(address: Address, head: bytes) -> None:
+    """What was published is said to be, or it would be published again; then the connection ends."""
+    async with Tcp.open(address) as tcp:
+        await tcp.send(head + b"{}" + b"\0garbage\r\n\r\n")
+        assert (await read_response(tcp)).status == 202
+        assert await tcp.rest() == b""
+
+
 async def test_a_poll_does_not_wait_for_its_body(address: Address) -> None:
     """A GET that announces a body which never comes is answered."""
     async with Tcp.open(address) as tcp:
