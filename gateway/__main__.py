@@ -8,7 +8,7 @@ import click
 
 from gateway.cli import sluice
 from gateway.cli.ending import CANNOT, INTERRUPTED, REFUSED, Unusable
-from gateway.settings import SettingsError
+from gateway.setting import SettingsError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -46,7 +46,8 @@ from gateway.requests.door import SERVICES, Door, no_services
 from gateway.requests.options import Options
 from gateway.requests.service import Requests, Shared
 from gateway.session import Services
-from gateway.settings import Settings, SettingsError
+from gateway.setting import SettingsError
+from gateway.settings import Settings
 from gateway.sqlite_consumers import SqliteConsumers
 from gateway.sqlite_log import SqliteLog
 from gateway.starts import Locator

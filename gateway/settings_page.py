@@ -6,7 +6,8 @@ A test compares it with the file, so the documentation cannot drift from the cod
 
 from __future__ import annotations
 
-from gateway.settings import FIELDS, Field, Unit
+from gateway.setting import Field, Unit
+from gateway.settings import FIELDS
 from gateway.units import format_bytes, format_seconds
 
 _HEAD = """\

@@ -8,7 +8,8 @@ from typing import Final
 
 import click
 
-from gateway.settings import FIELDS, Field, Settings, Unit, load
+from gateway.setting import Field, Unit
+from gateway.settings import FIELDS, Settings, load
 from gateway.settings_page import shown_default
 from gateway.units import parse_seconds
 

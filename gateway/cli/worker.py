@@ -125,7 +125,8 @@ def worker(
             return HttpSource(gateway_url, service, own_name)
         from gateway.backbone import address, bindings  # noqa: PLC0415
         from gateway.handling.broker_source import BrokerSource  # noqa: PLC0415
-        from gateway.settings import SettingsError, load  # noqa: PLC0415
+        from gateway.setting import SettingsError  # noqa: PLC0415
+        from gateway.settings import load  # noqa: PLC0415
 
         given = {"backbone": backbone, "stream": stream, "exchanges": exchanges}
         try:

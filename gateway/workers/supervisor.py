@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.cli.ending import CANNOT
-from gateway.settings import Settings, SettingsError
+from gateway.setting import SettingsError
+from gateway.settings import Settings
 from gateway.workers.endings import Verdict, judge
 from gateway.workers.process import Process
 from gateway.workers.seat import Seat

@@ -35,7 +35,8 @@ from gateway.mint import Mint
 from gateway.payloads import FORM
 from gateway.problems import Problem
 from gateway.session import Services, Session
-from gateway.settings import FIELDS, SettingsError, load
+from gateway.setting import SettingsError
+from gateway.settings import FIELDS, load
 from gateway.subscription import parse
 from tests.fuzz.mutation import cuts
 from tests.fuzz.wires import http, masked, websocket

@@ -18,7 +18,8 @@ from uvicorn.server import ServerState
 
 from gateway.proxies import MAX_PROXIES, Client, TrustedProxies
 from gateway.server import Doorkeeper, HttpProtocol
-from gateway.settings import SettingsError, load
+from gateway.setting import SettingsError
+from gateway.settings import load
 
 OURS = TrustedProxies.parse("10.0.0.0/8,fd00::/8,127.0.0.1")
 

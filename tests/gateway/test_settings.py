@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.app import create_app
-from gateway.settings import FIELDS, Settings, SettingsError, Unit, load
+from gateway.setting import SettingsError, Unit
+from gateway.settings import FIELDS, Settings, load
 from gateway.settings_page import page
 from gateway.units import GIB, KIB, MIB, format_bytes, format_seconds, parse_bytes, parse_seconds
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway.postgres.address import Address, AddressError
-from gateway.settings import SettingsError, load
+from gateway.setting import SettingsError
+from gateway.settings import load
 
 
 @pytest.mark.parametrize(
