@@ -1,4 +1,4 @@
-"""One setting: what it is for, its unit and bounds, the reason for its default, and how text is read as it."""
+"""One setting: what it is for, its unit and bounds, why it has its default, and how text is read as it."""
 
 from __future__ import annotations
 
