@@ -2,7 +2,8 @@
 Close reasons: every way in which the gateway ends a connection, with what each wire is told.
 
 Nobody else writes a close code. `reconnect` is the advice: come back with your cursor, or do not.
-Codes: RFC 6455 7.4.1 and the registry it opened (1012 service restart, 1013 try again later).
+Codes: RFC 6455 7.4.1 and the registry it opened (1012 service restart, 1013 try again later, 3000
+unauthorized).
 """
 
 from __future__ import annotations
@@ -52,5 +53,7 @@ LOG_FAILED: Final = CloseReason(
 INTERNAL: Final = CloseReason(
     "internal", 1011, "the gateway made a mistake; reconnect with your cursor", reconnect=True
 )
+EXPIRED: Final = CloseReason("expired", 3000, "the token is over; come back with a new one", reconnect=False)
+REVOKED: Final = CloseReason("revoked", 3000, "the token is not good any more", reconnect=False)
 PROTOCOL_ERROR: Final = CloseReason("protocol_error", 1002, "the client broke the protocol", reconnect=False)
 LOST: Final = CloseReason("lost", 1006, "the connection was lost", reconnect=True)

@@ -100,10 +100,14 @@ class Connection:
         wire: what its bytes look like.
         overflow: what happens when it falls behind.
         key: by which it belongs to a replica; None if it belongs nowhere.
+
+    Attributes:
+        caller: who it is, to whoever looks after that; None if nobody does.
     """
 
     __slots__ = (
         "backfill",
+        "caller",
         "cohort",
         "delivered",
         "fell_behind",
@@ -127,6 +131,7 @@ class Connection:
         key: str | None = None,
     ) -> None:
         self.name = name
+        self.caller: object = None
         self.key = key
         self.sink = sink
         self.wire = wire

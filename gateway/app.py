@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final, cast
@@ -25,6 +26,8 @@ from fanout.event import Event
 from fanout.hub import Hub
 from fanout.window import Window
 from gateway import demo
+from gateway.auth.gate import Gate
+from gateway.auth.wiring import origins
 from gateway.consumers import Consumers
 from gateway.dedup import Dedup
 from gateway.drain import Drain, Waiting
@@ -58,6 +61,7 @@ from gateway.webhooks_wiring import CONNECTIONS, webhooks
 from webhooks.service import Webhooks
 
 if TYPE_CHECKING:
+    from gateway.auth.access import Access
     from gateway.postgres.database import Database
     from gateway.stream_log import StreamLog
     from gateway.tls import Tls
@@ -120,9 +124,11 @@ class Gateway:
         if self.requests is not None:
             waiting.append(self.requests)
         self.sticky = Sticky(self.replicas, self.streams) if settings.sticky == "redirect" else None
+        self.access: Access | None = _access(self) if settings.asks else None
         self.drain = Drain(self.streams, waiting, settings.drain_seconds, self.replicas.drain)
         self.keepalive = Keepalive(self.streams, settings.heartbeat_seconds, settings.stall_timeout)
         self.webhooks: Webhooks | None = webhooks(self) if settings.webhooks else None
+        self.turned_away: Counter[int] = Counter()  # status -> how often, by the gate
         self.tasks = asyncio.TaskGroup()
         self._starting = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -181,10 +187,16 @@ class Gateway:
         else:
             await self._open_backbone(self.log)
 
+    async def _open_stores(self) -> None:
+        """Open what is kept beside the log, and read who may come in."""
+        await self.consumers.start()
+        if self.access is not None:
+            await self.access.authority.start()
+
     async def _open_embedded(self, log: SqliteLog) -> None:
         """Open the log in the data folder, and fill the window from its tail."""
         await log.start(self.deliver)
-        await self.consumers.start()
+        await self._open_stores()
         window = self.hub.window
         window.epoch = log.epoch
         window.begin(log.head, log.head_tag)
@@ -198,7 +210,7 @@ class Gateway:
         from gateway.backbone import Taking, begin, takes, topology  # noqa: PLC0415  (nobody else pays for it)
 
         self.intake.mint.takes = takes(topology(self.settings))
-        await self.consumers.start()
+        await self._open_stores()
         if self.webhooks is not None:
             await self.webhooks.start()  # what is due is sent whether the broker is there or not
         log.on_begin = lambda: begin(self, log)
@@ -220,6 +232,8 @@ class Gateway:
                 running.append(self.requests.run())
             if self.sticky is not None:
                 running.append(self.sticky.run())
+            if self.access is not None:
+                running.append(self.access.run())
             member = self.replicas.member
             taking_part = None if member is None else self.tasks.create_task(member.run())
             helpers = [self.tasks.create_task(each) for each in running]
@@ -240,6 +254,8 @@ class Gateway:
         if self.drain.draining and not (self.worker is not None and self.worker.leaving):
             reasons.append("draining")  # for a worker that leaves, another is ready on the same port
         if (trouble := self.log.trouble()) is not None:
+            reasons.append(trouble)
+        if self.access is not None and (trouble := self.access.authority.trouble()) is not None:
             reasons.append(trouble)
         trouble = None if self.store is None else self.store.trouble()
         if trouble is None and self.webhooks is not None and self._running is not None:
@@ -268,8 +284,13 @@ class Gateway:
 
     # --- the application ------------------------------------------------------------------------------------
 
-    def application(self) -> Starlette:
-        """Return the gateway as an ASGI application."""
+    def application(self, *, mounted: bool = False) -> Starlette:
+        """
+        Return the gateway as an ASGI application.
+
+        Args:
+            mounted: whether it is for a server of somebody else's.
+        """
         settings = self.settings
         services = Services(
             streams=self.streams,
@@ -278,6 +299,7 @@ class Gateway:
             consumers=self.consumers,
             tasks=self.tasks,
             max_topics=settings.max_topics,
+            access=self.access,
         )
         limits = SubscribeLimits(
             settings.max_topics,
@@ -285,8 +307,10 @@ class Gateway:
             settings.max_message_bytes,
             settings.websocket_deflate,
         )
+        # Only if they have a store in common do other replicas take them.
+        tickets = self.access.authority if self.access is not None and settings.store else None
         events = Events(
-            Subscribe(services, self.poller, self.consumers, limits, self.sticky),
+            Subscribe(services, self.poller, self.consumers, limits, self.sticky, tickets),
             PublishEvents(self.intake, settings),
         )
         routes: list[BaseRoute] = [
@@ -294,8 +318,10 @@ class Gateway:
             WebSocketRoute("/v1/events", events),  # on a server that opens WebSockets itself
             Route(TOPIC_PATH, PublishTopic(self.intake, settings)),
             *self._operate().routes(),
-            *served.routes(settings),
+            *served.routes(settings, auth=settings.asks),
         ]
+        if self.access is not None:
+            routes += self.access.routes(self.intake, settings)
         if self.webhooks is not None:
             routes += WebhooksApi(self.webhooks, self.intake, settings).routes()
         if self.requests is not None:
@@ -306,7 +332,15 @@ class Gateway:
         routes += demo.routes(settings, self.intake, webhooks=self.webhooks is not None)
         application = Starlette(
             routes=routes,
-            middleware=[Middleware(Started, gateway=self)],
+            middleware=[
+                Middleware(Started, gateway=self),
+                Middleware(
+                    Gate,
+                    authority=None if self.access is None else self.access.authority,
+                    origins=origins(settings, self.sticky, mounted=mounted),
+                    turned_away=self.turned_away,
+                ),
+            ],
             exception_handlers=EXCEPTION_HANDLERS,
             lifespan=self.lifespan,
         )
@@ -348,6 +382,13 @@ class Events:
             await self._subscribe(scope, receive, send)
         else:
             raise method_not_allowed("GET", "HEAD", "POST")
+
+
+def _access(gateway: Gateway) -> Access:
+    """Return who may come in; its modules are imported only now."""
+    from gateway.auth.access import Access  # noqa: PLC0415  (nobody else pays for it)
+
+    return Access(gateway)
 
 
 def _replicas(gateway: Gateway) -> Replicas:
@@ -403,10 +444,15 @@ def _store(settings: Settings) -> tuple[Database, Consumers]:
     from webhooks import postgres_store  # noqa: PLC0415
 
     address = Address.parse(settings.store)
+    parts = [PART]
+    if settings.asks:
+        from gateway.auth import tables  # noqa: PLC0415
+
+        parts.append(tables.PART)
     if settings.webhooks:
-        database = Database(address, [PART, postgres_store.PART], connections=CONNECTIONS)
+        database = Database(address, [*parts, postgres_store.PART], connections=CONNECTIONS)
     else:
-        database = Database(address, [PART])
+        database = Database(address, parts)
     return database, PostgresConsumers(database)
 
 
@@ -424,8 +470,8 @@ class Started:
         """Pass on one request."""
         if not self._gateway.running and scope["type"] == "http" and self._gateway.waits:
             if scope["path"] not in OPEN_EARLY:
-                reasons = "; ".join(self._gateway.not_ready())
-                await Problem(503, f"not ready: {reasons}", retry_after=2)(scope, receive, send)
+                reasons = "" if self._gateway.access else f": {'; '.join(self._gateway.not_ready())}"
+                await Problem(503, f"not ready{reasons}", retry_after=2)(scope, receive, send)
                 return
         elif not self._gateway.running and scope["type"] != "lifespan":
             await self._gateway.start()
@@ -450,4 +496,4 @@ def create_app(settings: Settings | None = None) -> Starlette:
         raise SettingsError(
             "workers", "an application has no processes of its own; only sluice serve starts them"
         )
-    return Gateway(settings).application()
+    return Gateway(settings).application(mounted=True)

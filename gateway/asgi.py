@@ -21,6 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from fanout.connection import Connection
 from fanout.frames import Wire
+from gateway.auth.caller import caller_of
 from gateway.detached import goodbye
 from gateway.greeting import connection_name, greeting_of
 from gateway.session import Session
@@ -144,6 +145,7 @@ class AsgiSubscriber:
         wire = Wire.SSE if request.transport is Transport.SSE else Wire.NDJSON
         sink = AsgiSink(self._streams, wire, self._streams.hub.buffer_bytes)
         connection = Connection(connection_name(), sink, wire, request.overflow, request.key)
+        connection.caller = caller_of(scope)
         try:
             await self._until_aborted(
                 sink, self._served(request, place, sink, connection, scope, receive, send)

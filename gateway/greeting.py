@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fanout.catchup import gap_frame
 from fanout.frames import SSE_WIRES, Wire, chunk, control_frame, sse_block
+from gateway.auth.caller import expiry_of
 
 if TYPE_CHECKING:
     from fanout.connection import Connection
@@ -28,13 +29,16 @@ def greeting_of(streams: Streams, connection: Connection, place: Place) -> bytes
     wire = connection.wire
     cursor = place.cursor or streams.hub.window.cursor(place.position)
     begin = place.reset or cursor  # until it has read of the reset, a client keeps the cursor that it had
+    expires = expiry_of(connection.caller)
+    members = b'"connection":"%b","cursor":"%b"%b' % (connection.name.encode(), begin.encode(), expires)
     if wire in SSE_WIRES:
         block = sse_block(begin, None, None, streams.retry_ms())
         greeting = chunk(block) if wire is Wire.SSE_CHUNKED else block
+        if expires:  # who has to renew a token there needs to know the connection's name
+            greeting += control_frame(wire, "welcome", members)
     else:
-        members = b'"connection":"%b","cursor":"%b"' % (connection.name.encode(), begin.encode())
         greeting = control_frame(wire, "welcome", members)
     if place.reset is not None:
-        streams.count_reset(connection)
-        greeting += gap_frame(wire, "reset", place.reset, cursor)
+        streams.count_gap(connection, place.reason)
+        greeting += gap_frame(wire, place.reason, place.reset, cursor)
     return greeting

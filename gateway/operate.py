@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -12,7 +13,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import metrics, pages
+from gateway.auth.caller import ANYBODY, CALLER, Caller
 from gateway.members.replicas import MAX_KEY
+from gateway.mint import time_text
 from gateway.problems import Problem
 from gateway.query import read_query
 
@@ -53,10 +56,12 @@ class Operate:
         """The process is alive."""
         return json_response({"status": "alive"})
 
-    async def readyz(self, _request: Request) -> Response:
-        """Tell whether clients may be sent here: 200, or 503 with the reasons."""
+    async def readyz(self, request: Request) -> Response:
+        """Tell whether clients may be sent here: 200, or 503 with the reasons, which are for operators."""
         reasons = self._gateway.not_ready()
-        return json_response({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        caller = request.scope.get(CALLER, ANYBODY)
+        shown = reasons if caller is not None and caller.grants.admin else []
+        return json_response({"ready": not reasons, "reasons": shown}, 503 if reasons else 200)
 
     async def metrics(self, _request: Request) -> Response:
         """Return the metrics in Prometheus' text format."""
@@ -129,6 +134,7 @@ class Operate:
             "wire": connection.wire.name.lower(),
             "state": connection.state.value,
             "key": connection.key,
+            **_known(connection.caller),
             "topics": sorted(hub.patterns(connection)),
             "overflow": connection.overflow.value,
             "cursor": hub.window.cursor(position),
@@ -137,6 +143,18 @@ class Operate:
             "pauses": connection.pauses,
             "gaps": connection.gaps,
         }
+
+
+def _known(caller: object) -> dict[str, Any]:
+    """Return who a connection's caller is, where that is asked."""
+    if not isinstance(caller, Caller) or not caller.is_known:
+        return {}
+    return {
+        "subject": caller.subject,
+        "token": caller.id,
+        "tenant": caller.tenant or None,
+        "expires": None if caller.expires == math.inf else time_text(caller.ends_ms).decode(),
+    }
 
 
 def read_limit(request: Request) -> int:

@@ -17,13 +17,14 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from fanout.catchup import gap_members
-from fanout.closing import CloseReason
+from fanout.closing import EXPIRED, REVOKED, CloseReason
 from fanout.connection import Connection
 from fanout.event import Event
 from fanout.frames import Wire
 from fanout.hub import Hub
 from fanout.selection import Selection
 from fanout.window import Limits
+from gateway.auth.caller import Caller, caller_of, unauthorized
 from gateway.log import Log, LogDamaged, LogError
 from gateway.problems import Problem, unreadable
 from gateway.starts import Place
@@ -57,14 +58,16 @@ class Waiter:
     def __init__(self) -> None:
         self.connection: Connection | None = None
         self.woken = asyncio.Event()
+        self.reason: CloseReason | None = None
 
     def write(self, data: bytes) -> bool:  # the request reads the window itself, by its cursor
         """There is an event."""
         self.woken.set()
         return True
 
-    def close(self, reason: CloseReason) -> None:  # the answer is the same: the cursor
-        """The replica is going away: answer now."""
+    def close(self, reason: CloseReason) -> None:
+        """Answer now: the replica is going away, or who asked is not known any more."""
+        self.reason = reason
         self.woken.set()
 
 
@@ -106,8 +109,10 @@ class Poller:
                 not (answer.frames or answer.gap or self._draining)
                 and (left := deadline - time.monotonic()) > 0
             ):
-                if not answer.more and not await self._wait(request, answer.place.position, left, receive):
-                    break
+                if not answer.more:
+                    position = answer.place.position
+                    if not await self._wait(request, position, left, receive, caller_of(scope)):
+                        break
                 answer = await self._collect(selection, answer.place, request.limit)
         except LogError as error:
             raise unreadable(error) from error
@@ -128,7 +133,8 @@ class Poller:
         window = self.hub.window
         gap = None
         if place.reset is not None:
-            gap, place = self._gap("reset", Place(place.position, cursor=place.reset), place.position)
+            begin = Place(place.position, cursor=place.reset)
+            gap, place = self._gap(place.reason, begin, place.position)
         frames: list[bytes] = []
         size = 0
         more = True
@@ -182,12 +188,17 @@ class Poller:
     def _text(self, place: Place) -> str:
         return place.cursor or self.hub.window.cursor(place.position)
 
-    async def _wait(self, request: Request, position: int, seconds: float, receive: Receive) -> bool:
+    async def _wait(
+        self, request: Request, position: int, seconds: float, receive: Receive, caller: Caller
+    ) -> bool:
         """
         Wait until something matching comes behind `position`, or the time is over; return whether the client
         is still there.
 
         Also at the end of the time it is worth looking: the cursor of a quiet topic moves along with the log.
+
+        Raises:
+            Problem: 401, who asked is not known any more.
         """
         if position < self.hub.window.head:
             return True
@@ -195,12 +206,15 @@ class Poller:
         self._names += 1
         connection = Connection(f"{self._name}-{self._names}", waiter, Wire.JSON, key=request.key)
         waiter.connection = connection
+        connection.caller = caller
         self.hub.attach(connection, request.patterns, position)
         self.waiters[waiter] = None
         gone = asyncio.ensure_future(disconnected(receive))
         woken = asyncio.ensure_future(waiter.woken.wait())
         try:
             await asyncio.wait((gone, woken), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if waiter.reason in (EXPIRED, REVOKED):
+                raise unauthorized(given=True)
             return not gone.done()
         finally:
             del self.waiters[waiter]

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from fanout.event import Event
+from gateway.auth.caller import caller_of
 from gateway.cloudevents import HEADER as CLOUD_EVENT_HEADER
 from gateway.intake import Intake, Limits
 from gateway.problems import ClientGone, Problem, method_not_allowed
@@ -134,7 +135,9 @@ class PublishEvents:
         try:
             headers = dict(scope["headers"])
             content = await body.read(headers)
-            receipt = await self.intake.publish(self._events(scope, headers, content))
+            events = self._events(scope, headers, content)
+            caller_of(scope).admit(events, self.intake.mint.takes)
+            receipt = await self.intake.publish(events)
         except Problem as problem:
             await refuse(problem, body, send)
         except ClientGone:

@@ -16,6 +16,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.auth.caller import CALLER, CREDENTIAL, Caller, caller_of
 from gateway.intake import Intake, Limits
 from gateway.log import StoreUnavailable
 from gateway.payloads import FORM, check_utf8, content_type, decode_json
@@ -64,6 +65,21 @@ class Call:
             gone.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await gone
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks."""
+        return caller_of(self._scope)
+
+    def credential(self) -> str:
+        """Return the token, or API key, by which it is known who asks."""
+        credential: str = self._scope[CREDENTIAL]
+        return credential
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether it came by https."""
+        return self._scope.get("scheme") == "https"
 
     def part(self, name: str) -> str:
         """Return a parameter of the path."""
@@ -187,7 +203,8 @@ class Resource:
             response = await self._answer(handler, Call(scope, headers, receive=receive))
             await response(scope, receive, send)
             return
-        check_site(headers)
+        if CALLER not in scope:  # otherwise the gate has looked
+            check_site(headers)
         body = Body(receive, self._intake, self._limits)
         try:
             content = await body.read(headers)

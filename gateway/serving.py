@@ -20,6 +20,7 @@ from gateway.listening import listen
 from gateway.log import LogError
 from gateway.proxies import TrustedProxies
 from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server
+from gateway.setting import SettingsError
 from gateway.settings import Settings
 from gateway.tls import Tls, TlsError
 
@@ -50,7 +51,10 @@ def serve(settings: Settings, worker: Worker | None = None) -> int:
 
 
 async def _serve(settings: Settings, worker: Worker | None) -> int:
-    gateway = Gateway(settings, worker)
+    try:
+        gateway = Gateway(settings, worker)
+    except SettingsError as error:
+        return _cannot(str(error), worker)
     try:
         gateway.tls = tls = Tls.of(settings)
     except TlsError as error:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, Final, Protocol, assert_never
 
 import msgspec
 
@@ -25,13 +24,18 @@ from fanout.cursor import Cursor
 from fanout.errors import CursorError
 from fanout.frames import control_frame
 from fanout.selection import Selection
+from gateway.auth.caller import ANYBODY, Caller, expiry_of
 from gateway.consumers import Consumers
 from gateway.intake import Intake, Receipt
 from gateway.log import LogError
+from gateway.mint import now_ms
 from gateway.problems import Problem, unreadable
 from gateway.starts import Locator
 from gateway.streams import Streams, StreamSink
 from gateway.subscription import check_patterns, read_start
+
+if TYPE_CHECKING:
+    from gateway.auth.access import Access
 
 MAX_PENDING: Final = 64
 """Operations waiting for their turn; beyond it the client is not read from."""
@@ -81,6 +85,12 @@ class Ping(_Operation, tag="ping"):
     """Ask for a sign of life."""
 
 
+class Auth(_Operation, tag="auth", kw_only=True):
+    """Go on by a newer token of the same subject."""
+
+    token: str
+
+
 @dataclass(frozen=True, slots=True)
 class Mistake:
     """A message that is no operation; its refusal waits for its turn."""
@@ -89,7 +99,7 @@ class Mistake:
     ref: msgspec.Raw
 
 
-Operation = Subscribe | Unsubscribe | Publish | Ack | Ping
+Operation = Subscribe | Unsubscribe | Publish | Ack | Ping | Auth
 
 _decoder: Final = msgspec.json.Decoder(Operation)
 
@@ -120,6 +130,7 @@ class Services:
     consumers: Consumers
     tasks: asyncio.TaskGroup
     max_topics: int
+    access: Access | None = None
 
 
 class Session:
@@ -218,6 +229,8 @@ class Session:
                     self._unsubscribe(operation)
                 case Ack():
                     await self._ack(operation)
+                case Auth():
+                    await self._auth(operation)
                 case Publish():
                     await self._publish([operation])
                 case _:
@@ -229,32 +242,39 @@ class Session:
 
     async def _subscribe(self, operation: Subscribe) -> None:
         """Add patterns; what they have behind the cursor comes first, then everything in order."""
-        patterns = self._patterns(operation)
+        given = self._patterns(operation)
         start = read_start(operation.cursor)
+        caller = self._caller
+        patterns = caller.listen(given)
         hub = self._services.streams.hub
         have = hub.patterns(self._connection)
         if len(have.union(patterns)) > self._services.max_topics:
             raise Problem(422, f"a connection may have {self._services.max_topics} topics")
-        place = await self._services.locator.locate(start, Selection(patterns))
+        oldest = caller.grants.reaches_back_to(now_ms())
+        place = await self._services.locator.reach(start, Selection(patterns), oldest)
         if self._connection.state is State.CLOSED:
             return
+        if self._caller is not caller:
+            self._caller.listen(given)  # by another token meanwhile, which may not grant it
         cursor = place.cursor or hub.window.cursor(place.position)
         if place.reset is not None:
-            self._services.streams.count_reset(self._connection)
-            self._sink.send(gap_frame(self._connection.wire, "reset", place.reset, cursor))
-        self._answer("subscribed", operation.ref, _topics(patterns) + b',"cursor":"%b"' % cursor.encode())
-        hub.subscribe(self._connection, patterns, place.position)
+            self._services.streams.count_gap(self._connection, place.reason)
+            self._sink.send(gap_frame(self._connection.wire, place.reason, place.reset, cursor))
+        self._answer("subscribed", operation.ref, _topics(given) + b',"cursor":"%b"' % cursor.encode())
+        hub.subscribe(self._connection, tuple(dict.fromkeys(patterns)), place.position)
         self._services.streams.wake(self._connection)
 
     def _unsubscribe(self, operation: Unsubscribe) -> None:
-        patterns = self._patterns(operation)
+        given = self._patterns(operation)
+        patterns = self._caller.listen(given)
         hub = self._services.streams.hub
-        lacking = [pattern for pattern in patterns if pattern not in hub.patterns(self._connection)]
-        if lacking:
-            raise Problem(422, f"not subscribed to {lacking[0]!a}")
-        hub.unsubscribe(self._connection, patterns)
+        have = hub.patterns(self._connection)
+        for pattern, stored in zip(given, patterns, strict=True):
+            if stored not in have:
+                raise Problem(422, f"not subscribed to {pattern!a}")
+        hub.unsubscribe(self._connection, tuple(dict.fromkeys(patterns)))
         self._services.streams.wake(self._connection)
-        self._answer("unsubscribed", operation.ref, _topics(patterns))
+        self._answer("unsubscribed", operation.ref, _topics(given))
 
     def _patterns(self, operation: Subscribe | Unsubscribe) -> tuple[str, ...]:
         topics = list(operation.topics or [])
@@ -277,10 +297,19 @@ class Session:
                 members = receipt % (result.accepted, result.duplicates, result.cursor.encode())
                 self._answer("published", operation.ref, members)
 
-    def _publish_one(self, operation: Publish) -> Coroutine[Any, Any, Receipt]:
-        return self._services.intake.publish_one(
-            operation.topic, operation.data, operation.id, operation.type, operation.key, operation.ttl
+    async def _publish_one(self, operation: Publish) -> Receipt:
+        intake = self._services.intake
+        event = intake.mint.event(
+            intake.now(),
+            operation.topic,
+            operation.data,
+            operation.id,
+            operation.type,
+            operation.key,
+            operation.ttl,
         )
+        self._caller.admit((event,), intake.mint.takes)
+        return await intake.publish((event,))
 
     async def _ack(self, operation: Ack) -> None:
         if self._consumer is None:
@@ -296,6 +325,21 @@ class Session:
             raise Problem(422, "that cursor is not from this log")
         await self._services.consumers.remember(self._consumer, operation.cursor)
         self._answer("acked", operation.ref, b'"cursor":"%b"' % operation.cursor.encode())
+
+    @property
+    def _caller(self) -> Caller:
+        """Who is at the other end, by the newest token that they handed in."""
+        caller = self._connection.caller
+        return caller if isinstance(caller, Caller) else ANYBODY
+
+    async def _auth(self, operation: Auth) -> None:
+        """Let a newer token be that of this connection."""
+        access = self._services.access
+        if access is None:
+            raise Problem(422, "this gateway asks nobody for a token (settings: jwt_key, jwks)")
+        caller = await access.authority.known(operation.token)
+        access.watch.renew(self._connection, caller)
+        self._answer("authorized", operation.ref, expiry_of(caller)[1:])
 
     # --- answers --------------------------------------------------------------------------------------------
 

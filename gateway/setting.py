@@ -58,14 +58,15 @@ class About:
     why: str  # the reason for the default
     least: float = 0
     most: float = math.inf
+    secret: bool = False  # not to be repeated in any message
 
 
 def _meta(about: About) -> msgspec.Meta:
     return msgspec.Meta(description=about.what, extra={"about": about})
 
 
-def text(what: str, why: str) -> msgspec.Meta:
-    return _meta(About(what, Unit.TEXT, why))
+def text(what: str, why: str, *, secret: bool = False) -> msgspec.Meta:
+    return _meta(About(what, Unit.TEXT, why, secret=secret))
 
 
 def flag(what: str, why: str) -> msgspec.Meta:
@@ -117,7 +118,7 @@ class Field:
     def check(self, value: object, given: object = None) -> None:
         """Raise SettingsError if `value` (shown as `given`) has the wrong type or is out of bounds."""
         if not self._allows(value):
-            shown = _shown(value if given is None else given)
+            shown = "what was given" if self.about.secret else _shown(value if given is None else given)
             raise SettingsError(self.name, f"{shown} is not {self.demand}")
 
     @property

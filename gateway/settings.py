@@ -22,8 +22,11 @@ from gateway.setting import PREFIX, SHORTEST, Field, SettingsError, bytes_, coun
 from gateway.settings_checks import NO_PATH, check_together, is_path
 from gateway.units import DAY, GIB, KIB, MIB, WEEK
 
-OWN_VARIABLES: Final = frozenset({"SLUICE_CONFIG", "SLUICE_URL"})
-"""Variables that are no settings: where the file lies, and which gateway the client commands talk to."""
+OWN_VARIABLES: Final = frozenset({"SLUICE_CONFIG", "SLUICE_TOKEN", "SLUICE_URL"})
+"""
+Variables that are no settings: where the file lies, and for the client commands which gateway they talk to
+and by which token.
+"""
 
 MEMORY: Final = "memory:"
 
@@ -50,8 +53,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host: Annotated[
         str,
         text(
-            "Address to listen on; `0.0.0.0` or `::` is every address, which needs `insecure`.",
-            "Only this machine, because it serves without authentication.",
+            "Address to listen on; `0.0.0.0` or `::` is every address, which needs keys for tokens "
+            "(`jwt_key`, `jwks`), or `insecure`.",
+            "Only this machine, because without keys nobody is asked who they are.",
         ),
     ] = "127.0.0.1"
     port: Annotated[
@@ -172,6 +176,55 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed: "
             "`127.0.0.1,10.1.0.0/16`; empty is nobody.",
             "Anybody can write these headers.",
+        ),
+    ] = ""
+
+    jwt_key: Annotated[
+        str,
+        text(
+            "Secret by which tokens are signed with HS256, at least 32 bytes. Better given as "
+            "`SLUICE_JWT_KEY` than as a flag, which everybody on the machine can see.",
+            "Whoever knows it can make tokens, so there is none that everybody knows.",
+            secret=True,
+        ),
+    ] = ""
+    jwks: Annotated[
+        str,
+        text(
+            "Key set (RFC 7517) by which tokens are verified: a file, read again when it changes, or an "
+            "`https://` address, asked every five minutes and when a token names a new key.",
+            "With neither this nor `jwt_key` nobody is asked who they are.",
+        ),
+    ] = ""
+    jwt_audience: Annotated[
+        str,
+        text(
+            "What a token has to name in `aud`; empty is nothing, and then a token that names something is "
+            "refused.",
+            "A token for somebody else must not open this gateway.",
+        ),
+    ] = ""
+    jwt_issuer: Annotated[
+        str,
+        text(
+            "What a token has to have as `iss`; empty is anything.",
+            "The key already says who made a token.",
+        ),
+    ] = ""
+    origins: Annotated[
+        str,
+        text(
+            "Origins whose pages may use this gateway from a browser: `https://app.example.com`; `*` is any, "
+            "without cookies. Empty is none but its own.",
+            "A page of somebody else's acts with what its reader may do.",
+        ),
+    ] = ""
+    hosts: Annotated[
+        str,
+        text(
+            "Names by which a gateway that asks nobody who they are may be called, beside `localhost` and "
+            "addresses: `push.internal`. With keys any name will do.",
+            "A name that leads here makes somebody else's page one of this machine (DNS rebinding).",
         ),
     ] = ""
 
@@ -508,6 +561,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def data_folder(self) -> Path | None:
         """The folder of the log, or None if nothing is kept."""
         return None if self.data == MEMORY else Path(self.data).expanduser()
+
+    @property
+    def asks(self) -> bool:
+        """Whether callers are asked who they are: there are keys to tell by."""
+        return bool(self.jwt_key or self.jwks)
 
     @property
     def scheme(self) -> str:

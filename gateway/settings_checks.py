@@ -25,6 +25,7 @@ def check_together(settings: Settings) -> None:
     if settings.store:
         _check_store(settings.store)
     _check_guard(settings)
+    _check_access(settings)
 
 
 def is_path(text: str) -> bool:
@@ -36,7 +37,7 @@ def is_path(text: str) -> bool:
     return "\0" not in text
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
@@ -67,6 +68,27 @@ def _check_store(text: str) -> None:
         Address.parse(text)
     except AddressError as error:
         raise SettingsError("store", str(error)) from None
+
+
+def _check_access(settings: Settings) -> None:
+    """Refuse keys, origins and names of hosts that are none, without repeating a key."""
+    from gateway.auth.origins import parse_hosts, parse_origins  # noqa: PLC0415  (it needs what needs us)
+
+    if settings.asks:
+        from gateway.auth.sources import check_key, check_source  # noqa: PLC0415  (nobody else pays for it)
+
+        _check_text("jwt_key", check_key, settings.jwt_key)
+        _check_text("jwks", check_source, settings.jwks)
+    _check_text("origins", parse_origins, settings.origins)
+    _check_text("hosts", parse_hosts, settings.hosts)
+
+
+def _check_text(name: str, check: Callable[[str], object], text: str) -> None:
+    try:
+        if text:
+            check(text)
+    except ValueError as error:
+        raise SettingsError(name, str(error)) from None
 
 
 def _check_guard(settings: Settings) -> None:
@@ -113,9 +135,20 @@ _ONLY_ENCRYPTED = "it says what to do with amqps://, but the backbone is none or
 _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
     (
         "host",
-        lambda s: not s.insecure and not _is_loopback(s.host),
-        "{value} can be reached from other machines and nobody is asked who they are: only with --insecure",
+        lambda s: not s.insecure and not s.asks and not is_loopback(s.host),
+        "{value} is reached from other machines and nobody is asked who they are: set jwt_key, or --insecure",
     ),
+    (
+        "jwt_audience",
+        lambda s: s.jwt_audience != "" and not s.asks,
+        "nobody is asked for a token: give a jwt_key or jwks as well",
+    ),
+    (
+        "jwt_issuer",
+        lambda s: s.jwt_issuer != "" and not s.asks,
+        "nobody is asked for a token: give a jwt_key or jwks as well",
+    ),
+    ("jwks", lambda s: not is_path(s.jwks), NO_PATH),
     (
         "tls_key",
         lambda s: s.tls_key != "" and not s.tls_cert,

@@ -29,13 +29,16 @@ class Place:
 
     Attributes:
         position: the client has, or does not want, everything up to here.
-        reset: the cursor it came with, if that belongs to another history of the log and it must be told so.
+        reset: the cursor it came with, if what is behind that is not what it gets, and it must be told so.
+        reason: why: the cursor belongs to another history of the log (`reset`), or it may not see so far
+            back (`history`).
         cursor: the text of the position's cursor, where that is known better than the window knows it.
     """
 
     position: int
     reset: str | None = None
     cursor: str | None = None
+    reason: str = "reset"
 
 
 class Locator:
@@ -72,6 +75,28 @@ class Locator:
                 return Place(await self._locate_time(start.time_ms))
             case _:
                 assert_never(start)
+
+    async def reach(self, start: Start, wanted: Filter, oldest_ms: int) -> Place:
+        """
+        Return where `start` is for someone who may not see events from before a time.
+
+        Args:
+            start: where they want to begin.
+            wanted: picks what they want.
+            oldest_ms: that time, in milliseconds since the Unix epoch; 0 if they may see all.
+
+        Raises:
+            LogError: the log had to be read and could not be.
+        """
+        place = await self.locate(start, wanted)
+        if not oldest_ms or isinstance(start, Latest):
+            return place
+        bound = await self._locate_time(oldest_ms)
+        if place.position >= bound:
+            return place
+        if place.reset is not None or not isinstance(start, Cursor):
+            return Place(bound, reset=place.reset)
+        return Place(bound, reset=str(start), reason="history")
 
     def _before_first(self) -> int:
         """Return the position before the oldest event that can still be had."""

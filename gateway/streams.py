@@ -170,10 +170,10 @@ class Streams:
             if sink.check_drained():
                 self.check_soon(sink)
 
-    def count_reset(self, connection: Connection) -> None:
-        """A connection came with a cursor of another history and is told so."""
+    def count_gap(self, connection: Connection, reason: str) -> None:
+        """A connection does not begin where its cursor is, and is told so."""
         connection.gaps += 1
-        self.catchup.gaps["reset"] += 1
+        self.catchup.gaps[reason] += 1
 
     # --- what a connection is told --------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -22,12 +22,14 @@ from fanout.cursor import Cursor, Start, parse_start
 from fanout.frames import Wire, sse_block
 from fanout.selection import Selection
 from gateway.asgi import AsgiSubscriber
+from gateway.auth.caller import CORS, CREDENTIAL, Caller, caller_of
 from gateway.consumers import Consumers
 from gateway.detached import Detached, DetachedStream
 from gateway.greeting import connection_name, greeting_of
 from gateway.host import HostWatch
 from gateway.log import LogError
-from gateway.members.sticky import HOP, Headers, Sticky
+from gateway.members.sticky import HOP, Sticky
+from gateway.mint import now_ms
 from gateway.polling import Poller
 from gateway.problems import ClientGone, Problem, method_not_allowed, unreadable
 from gateway.session import Services, Session
@@ -35,6 +37,9 @@ from gateway.starts import Place
 from gateway.streams import RETRY_MS, Streams
 from gateway.subscription import Request, Transport, parse
 from gateway.websocket import DetachedWebSocket, accept
+
+if TYPE_CHECKING:
+    from gateway.auth.authority import Authority
 
 DETACH: Final = "sluicegate.detach"
 """The ASGI extension by which our server offers its socket: an object with `detach()`."""
@@ -104,6 +109,7 @@ class Subscribe:
         consumers: remembered cursors.
         limits: what a client may ask for.
         sticky: sends clients where they belong; None if all are served here.
+        tickets: makes tickets that the other replicas take; None if they do not.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class Subscribe:
         consumers: Consumers,
         limits: SubscribeLimits,
         sticky: Sticky | None,
+        tickets: Authority | None = None,
     ) -> None:
         self._services = services
         self._streams: Streams = services.streams
@@ -120,6 +127,7 @@ class Subscribe:
         self._consumers = consumers
         self._limits = limits
         self._sticky = sticky
+        self._tickets = tickets
         self.asgi = AsgiSubscriber(services)
         self._host = HostWatch(services.tasks, self._leave)
 
@@ -152,18 +160,14 @@ class Subscribe:
     async def _answer(
         self, headers: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        request = parse(scope["query_string"], headers, self._limits.max_topics)
-        more: Headers = ()
-        url = ""
-        if self._sticky is not None:
-            url = self._elsewhere(self._sticky, request, headers)
-            more = await self._sticky.admitted(headers)
-            send = _with_headers(send, more)
+        caller = caller_of(scope)
+        request = _granted(parse(scope["query_string"], headers, self._limits.max_topics), caller)
+        url = self._elsewhere(request, scope, headers)
         if url and request.transport is not Transport.WEBSOCKET:
             await self._send_on(url, scope, send)
             return
         try:
-            place = await self._place(request)
+            place = await self._place(request, caller)
         except LogError as error:
             raise unreadable(error) from error
         if request.transport is Transport.POLL:
@@ -183,39 +187,50 @@ class Subscribe:
             return
         with contextlib.suppress(ClientGone):
             if request.transport is Transport.WEBSOCKET:
-                self._detach_websocket(request, place, headers, offer, url)
+                self._detach_websocket(request, caller, place, headers, offer, url)
             else:
-                self._detach_stream(request, place, scope["http_version"], offer, more)
+                self._detach_stream(request, caller, place, scope, offer)
 
-    def _elsewhere(self, sticky: Sticky, request: Request, headers: Mapping[bytes, bytes]) -> str:
+    def _elsewhere(self, request: Request, scope: Scope, headers: Mapping[bytes, bytes]) -> str:
         """
-        Return where a client is to be sent; empty if it is served here. A page of another origin is: its
-        browser follows a redirect, but then keeps the answer from it (Fetch standard, "tainted origin").
+        Return where a client is to be sent; empty if it is served here.
+
+        A page of another origin is: its browser follows a redirect, but then keeps the answer from it (Fetch
+        standard, "tainted origin"). So is who said by a header or a cookie who they are: browsers and other
+        clients leave that out when they follow a redirect to another origin. An EventSource can be given a
+        ticket instead, where replicas know each other's.
         """
-        if request.transport is not Transport.WEBSOCKET and b"origin" in headers:
+        if self._sticky is None:
             return ""
-        return sticky.elsewhere(request.key, request.hop)
+        if request.transport is not Transport.WEBSOCKET:
+            if b"origin" in headers:
+                return ""
+            if CREDENTIAL in scope and not (self._tickets and request.transport is Transport.SSE):
+                return ""
+        return self._sticky.elsewhere(request.key, request.hop)
 
     async def _send_on(self, url: str, scope: Scope, send: Send) -> None:
         """Answer where else the client belongs (RFC 9110, 15.4.8); it repeats its request there."""
         assert self._sticky is not None
-        self._sticky.sent_on += 1
         query = b"&".join(each for each in scope["query_string"].split(b"&") if not each.startswith(_HOP))
         location = b"%b/v1/events?%b&%b%d" % (url.encode(), query, _HOP, self._sticky.version)
+        if CREDENTIAL in scope and self._tickets is not None:
+            location += b"&ticket=%b" % (await self._tickets.ticket(scope[CREDENTIAL])).encode()
+        self._sticky.sent_on += 1
         headers = [(b"location", location), (b"cache-control", b"no-store"), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 307, "headers": headers})
         await send({"type": "http.response.body"})
 
-    async def _place(self, request: Request) -> Place:
+    async def _place(self, request: Request, caller: Caller) -> Place:
         """Return where the request begins, in the log as it is when this returns."""
         window = self._streams.hub.window
         while True:
             restarts = window.restarts
-            place = await self._locate(request)
+            place = await self._locate(request, caller)
             if window.restarts == restarts:
                 return place
 
-    async def _locate(self, request: Request) -> Place:
+    async def _locate(self, request: Request, caller: Caller) -> Place:
         """Return where the request begins: where it says, else where its consumer was, else at the head."""
         start, consumer = request.start, request.consumer
         if consumer is not None and start is None:
@@ -224,7 +239,8 @@ class Subscribe:
         if start is None:
             place = Place(self._streams.hub.window.head)
         else:
-            place = await self._services.locator.locate(start, Selection(request.patterns))
+            oldest = caller.grants.reaches_back_to(now_ms())
+            place = await self._services.locator.reach(start, Selection(request.patterns), oldest)
         if consumer is not None and _acknowledges(request, start, place):
             cursor = place.cursor or self._streams.hub.window.cursor(place.position)
             await self._consumers.remember(consumer, cursor)
@@ -257,17 +273,25 @@ class Subscribe:
     # --- detached -------------------------------------------------------------------------------------------
 
     def _detach_stream(
-        self, request: Request, place: Place, version: str, offer: Detachable, more: Headers
+        self, request: Request, caller: Caller, place: Place, scope: Scope, offer: Detachable
     ) -> None:
         """Hand the socket to a stream connection."""
-        wire = STREAM_WIRES[request.transport, "1.0" if version == "1.0" else "1.1"]
+        wire = STREAM_WIRES[request.transport, "1.0" if scope["http_version"] == "1.0" else "1.1"]
         transport, _ = offer.detach()
         sink = DetachedStream(self._streams, transport, wire)
         connection = Connection(connection_name(), sink, wire, request.overflow, request.key)
-        self._open(sink, connection, request, place, _stream_head(request.transport, wire, more))
+        connection.caller = caller
+        head = _stream_head(request.transport, wire, scope.get(CORS, ()))
+        self._open(sink, connection, request, place, head)
 
     def _detach_websocket(
-        self, request: Request, place: Place, headers: Mapping[bytes, bytes], offer: Detachable, url: str
+        self,
+        request: Request,
+        caller: Caller,
+        place: Place,
+        headers: Mapping[bytes, bytes],
+        offer: Detachable,
+        url: str,
     ) -> None:
         """Answer the handshake and hand the socket to a WebSocket connection; with `url`, send it there."""
         head, deflate = accept(headers, allow_deflate=self._limits.deflate)
@@ -275,6 +299,7 @@ class Subscribe:
         sink = DetachedWebSocket(self._streams, transport, self._limits.max_message, deflate=deflate)
         wire = Wire.WEBSOCKET_DEFLATE if deflate else Wire.WEBSOCKET
         connection = Connection(connection_name(), sink, wire, request.overflow, request.key)
+        connection.caller = caller
         sink.inbox = Session(self._services, sink, connection, request.consumer, sink)
         self._open(sink, connection, request, place, head)
         if url and self._sticky is not None:
@@ -291,25 +316,28 @@ class Subscribe:
         self._streams.open(sink, connection, request.patterns, place.position, greeting)
 
 
-def _stream_head(transport: Transport, wire: Wire, more: Headers) -> bytes:
+def _granted(request: Request, caller: Caller) -> Request:
+    """
+    Return a request with what it names as it is stored.
+
+    Raises:
+        Problem: 403, something is not granted.
+    """
+    if not caller.is_known:
+        return request
+    return replace(
+        request,
+        patterns=tuple(dict.fromkeys(caller.listen(request.patterns))),
+        consumer=None if request.consumer is None else caller.scoped(request.consumer),
+    )
+
+
+def _stream_head(transport: Transport, wire: Wire, more: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the response head of a stream."""
     chunked = wire in (Wire.SSE_CHUNKED, Wire.NDJSON_CHUNKED)
     framing = b"transfer-encoding: chunked" if chunked else b"connection: close"
     fields = b"".join(b"%b: %b\r\n" % field for field in more)
     return b"HTTP/1.1 200 OK\r\n%b%b%b\r\n\r\n" % (_STREAM_FIELDS[transport], fields, framing)
-
-
-def _with_headers(send: Send, more: Headers) -> Send:
-    """Return what sends a response with some headers more."""
-    if not more:
-        return send
-
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], *more]}
-        await send(message)
-
-    return sending
 
 
 def _acknowledges(request: Request, start: Start | None, place: Place) -> bool:

@@ -16,6 +16,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.auth.caller import Caller
 from gateway.intake import Intake
 from gateway.mint import Mint, now_ms, random_prefix
 from gateway.operate import json_response
@@ -24,7 +25,7 @@ from gateway.problems import Problem
 from gateway.resources import BodyLimits, Call, Handler, Resource
 from gateway.settings import Settings
 from gateway.webhooks_deliveries import Deliveries
-from gateway.webhooks_found import check_match, check_open, etag, find_endpoint, missing, read
+from gateway.webhooks_found import check_match, check_open, etag, find_endpoint, is_visible, missing, read
 from gateway.webhooks_keys import KeySet
 from gateway.webhooks_shown import shown_endpoint, shown_secret
 from webhooks import records
@@ -108,10 +109,12 @@ class WebhooksApi:
         asked = call.query("limit", "page")
         limit = read_limit(asked.get("limit"))
         (after,) = read_page(asked.get("page"), "webhooks", (0,), (HIGHEST,))
+        call.caller.check_webhooks()
         rows = await self._webhooks.store.list_endpoints(after, limit + 1)
         listed = []
         for row in rows[:limit]:
-            listed.append(_shown(row, now_ms()))
+            if is_visible(call.caller, row):
+                listed.append(_shown(row, call.caller))
             await asyncio.sleep(0)  # reading one takes a while: keys, filter
         shown: dict[str, Any] = {"webhooks": listed}
         if len(rows) > limit:
@@ -123,14 +126,16 @@ class WebhooksApi:
         call.query()
         row = await find_endpoint(self._webhooks.store, call)
         pending = await self._webhooks.store.backlog(row.id, MAX_COUNTED)
-        return _answer({**_shown(row, now_ms()), "pending": pending}, row)
+        return _answer({**_shown(row, call.caller), "pending": pending}, row)
 
     # --- making, changing, removing -------------------------------------------------------------------------
 
     async def _create(self, call: Call) -> Response:
         """Make an endpoint; the answer is the only one with its secret."""
         call.query()
+        call.caller.check_webhooks()
         description, secret = created(call.members(), self._webhooks.guard.admit)
+        description = _stored(description, call.caller)
         if await self._webhooks.store.count_endpoints() >= MAX_ENDPOINTS:
             raise Problem(409, f"there are {MAX_ENDPOINTS} webhooks, which is all that may be")
         if description.origin is not None:
@@ -139,7 +144,7 @@ class WebhooksApi:
         keys = Keys() if secret is None else Keys().rotated(secret, now)
         keys = keys.completed(description.signatures, now)
         row = await self._webhooks.add(description, keys)
-        shown = {**_shown(row, now), **_secrets(keys, description)}
+        shown = {**_shown(row, call.caller), **_secrets(keys, description)}
         answer = _answer(shown, row, 201)
         answer.headers["location"] = call.url(f"{PATH}/{endpoint_name(row.id)}")
         return answer
@@ -153,6 +158,8 @@ class WebhooksApi:
         async def alter(endpoint: Endpoint) -> None:
             before, keys = endpoint.description, endpoint.keys
             description = changed(before, given, self._webhooks.guard.admit)
+            if "topics" in given:
+                description = _stored(description, call.caller)
             if _has_to_ask(description, before):
                 description = await self._webhooks.agreed(description)
             endpoint.change(description, now_ms())
@@ -161,7 +168,7 @@ class WebhooksApi:
             made.update(_secrets(new, description))
 
         row = await self._changed(call, alter)
-        return _answer({**_shown(row, now_ms()), **made}, row)
+        return _answer({**_shown(row, call.caller), **made}, row)
 
     async def _remove(self, call: Call) -> Response:
         """Remove an endpoint and all that belongs to it. Removing it again is as good, for a day."""
@@ -197,7 +204,7 @@ class WebhooksApi:
             shown["public_key"] = secret.public_text
         else:
             shown["secret"] = secret.text
-        return _answer({**shown, "keys": _shown(row, now_ms())["keys"]}, row)
+        return _answer({**shown, "keys": _shown(row, call.caller)["keys"]}, row)
 
     # --- states ---------------------------------------------------------------------------------------------
 
@@ -232,7 +239,7 @@ class WebhooksApi:
                 raise Problem(409, invalid.detail) from None
 
         row = await self._changed(call, alter)
-        return _answer(_shown(row, now_ms()), row)
+        return _answer(_shown(row, call.caller), row)
 
     async def _changed(self, call: Call, alter: Alter) -> records.Endpoint:
         """
@@ -295,8 +302,20 @@ class _Test(msgspec.Struct, forbid_unknown_fields=True):
     data: msgspec.Raw = msgspec.Raw(b"")
 
 
-def _shown(row: records.Endpoint, now: int) -> dict[str, Any]:
-    return shown_endpoint(row, read(row), now)
+def _shown(row: records.Endpoint, caller: Caller) -> dict[str, Any]:
+    shown = shown_endpoint(row, read(row), now_ms())
+    return {**shown, "topics": [caller.shown(topic) for topic in shown["topics"]]}
+
+
+def _stored(description: Description, caller: Caller) -> Description:
+    """
+    Return a description with the topics as they are stored.
+
+    Raises:
+        Problem: 403, one of them is not granted.
+    """
+    topics = tuple(dict.fromkeys(caller.listen(description.topics)))
+    return msgspec.structs.replace(description, topics=topics)
 
 
 def _secrets(keys: Keys, description: Description) -> dict[str, Any]:

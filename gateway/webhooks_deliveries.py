@@ -13,7 +13,7 @@ from gateway.operate import json_response
 from gateway.pages import read_limit, read_page, write_page
 from gateway.problems import Problem
 from gateway.resources import Call
-from gateway.webhooks_found import check_match, check_open, find_endpoint, missing
+from gateway.webhooks_found import check_match, check_open, find_endpoint, is_visible, missing
 from gateway.webhooks_shown import delivery_state, shown_attempt, shown_delivery, shown_job
 from webhooks import records
 from webhooks.delivery import State
@@ -71,7 +71,7 @@ class Deliveries:
             (before,) = read_page(asked.get("page"), name, (HIGHEST,), (HIGHEST,))
             standing = None if state is None else _ENDED[state]
             rows = await self._store.list_deliveries(endpoint.id, standing, before, limit + 1)
-        shown: dict[str, Any] = {"deliveries": await self._shown(rows[:limit], endpoint)}
+        shown: dict[str, Any] = {"deliveries": await self._shown(call, rows[:limit], endpoint)}
         if len(rows) > limit:
             last = rows[limit - 1]
             place = (last.due, last.message) if state is waiting else (last.message,)
@@ -82,7 +82,7 @@ class Deliveries:
         """Return one delivery."""
         call.query()
         endpoint, row = await self._find(call)
-        return await self._one(row, endpoint)
+        return await self._one(call, row, endpoint)
 
     async def attempts(self, call: Call) -> Response:
         """Return the attempts of a delivery, the newest first."""
@@ -104,27 +104,35 @@ class Deliveries:
         Raises:
             Problem: 404, there is none.
         """
+        call.caller.check_webhooks()
         key = delivery_key(call.part("delivery"))
         if key is not None:
             endpoint = await self._store.find_endpoint(key[0])
             row = None if endpoint is None else await self._store.find_delivery(*key)
-            if endpoint is not None and row is not None:
+            if endpoint is not None and row is not None and is_visible(call.caller, endpoint):
                 return endpoint, row
         raise Problem(404, f"there is no delivery {call.part('delivery')[:60]!a}")
 
-    async def _one(self, row: records.Delivery, endpoint: records.Endpoint, status: int = 200) -> Response:
-        (shown,) = await self._shown([row], endpoint)
+    async def _one(
+        self, call: Call, row: records.Delivery, endpoint: records.Endpoint, status: int = 200
+    ) -> Response:
+        (shown,) = await self._shown(call, [row], endpoint)
         return json_response(shown, status)
 
-    async def _shown(self, rows: list[records.Delivery], endpoint: records.Endpoint) -> list[dict[str, Any]]:
+    async def _shown(
+        self, call: Call, rows: list[records.Delivery], endpoint: records.Endpoint
+    ) -> list[dict[str, Any]]:
         # As it is behind the rows: the attempt that closes it is in a row by the same transaction.
         endpoint = await self._store.find_endpoint(endpoint.id) or endpoint
         record = record_of(endpoint.health)
         is_open = endpoint.status is Status.OPEN
         return [
-            shown_delivery(
-                row, delivery_state(row.standing, is_open=is_open), record, await self._webhook_id(row)
-            )
+            {
+                **shown_delivery(
+                    row, delivery_state(row.standing, is_open=is_open), record, await self._webhook_id(row)
+                ),
+                "topic": call.caller.shown(row.topic),
+            }
             for row in rows
         ]
 
@@ -140,7 +148,7 @@ class Deliveries:
         row = await self._store.find_delivery(endpoint.id, message)
         if row is None:
             raise Problem(404, "the webhook was removed in the meantime")
-        answer = await self._one(row, endpoint, 202)
+        answer = await self._one(call, row, endpoint, 202)
         answer.headers["location"] = call.url(f"/v1/deliveries/{delivery_name(endpoint.id, message)}")
         return answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from gateway.auth.caller import Caller
 from gateway.mint import now_ms
 from gateway.problems import Problem
 from gateway.resources import Call
@@ -29,13 +30,24 @@ async def find_endpoint(store: Store, call: Call, *, removed: bool = False) -> r
         removed: whether one that was removed lately will do.
 
     Raises:
-        Problem: 404, there is none.
+        Problem: 404, there is none for who asks; 403, they may have no webhooks.
     """
+    call.caller.check_webhooks()
     id = endpoint_id(call.part("webhook"))
     row = None if id is None else await store.find_endpoint(id, removed=removed)
-    if row is None:
+    if row is None or not is_visible(call.caller, row):
         raise missing(call)
     return row
+
+
+def is_visible(caller: Caller, row: records.Endpoint) -> bool:
+    """
+    Tell whether somebody may know of an endpoint, and change it: operators, and who may listen to all that it
+    is sent. Of a removed one nothing is left to be known.
+    """
+    if not caller.is_known or caller.grants.admin or row.status is Status.REMOVED:
+        return True
+    return caller.may_hear(read(row).description.topics)
 
 
 def missing(call: Call) -> Problem:

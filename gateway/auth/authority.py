@@ -24,7 +24,7 @@ from gateway.auth.keyset import KeySet
 from gateway.auth.registry import PREFIX, Registry
 from gateway.auth.sources import KeySource
 from gateway.auth.store import TICKET, EntriesFull
-from gateway.auth.tokens import LEEWAY, KeyMissing, Token, TokenRefused, Tokens
+from gateway.auth.tokens import LEEWAY, MAX_TOKEN_BYTES, KeyMissing, Token, TokenRefused, Tokens
 from gateway.log import StoreUnavailable
 from gateway.problems import Problem
 
@@ -99,16 +99,22 @@ class Authority:
         Raises:
             Problem: 401, it is not good; 503, there are no keys to tell by.
         """
+        if not self.registry.followed:
+            raise Problem(503, "who may come in is not known yet", retry_after=1)
         now = self._clock()
+        if not text.isascii() or len(text) > MAX_TOKEN_BYTES:
+            raise self._refusal("no token")
         if text.startswith(PREFIX):
             caller = self.registry.key(text)
             if caller is None:
                 raise self._refusal("unknown key")
+            caller = caller.again()
         else:
             caller = caller_of_token(await self._verified(text, now))
         if not self.registry.is_good(caller, now):
             raise self._refusal("revoked")
         caller.taken = self.registry.taken(caller, now)
+        caller.seen = self.registry.version
         return caller
 
     async def _verified(self, text: str, now: float) -> Token:
@@ -159,9 +165,9 @@ class Authority:
             raise _unstored(error) from None
         return ticket
 
-    async def redeem(self, ticket: str) -> Caller:
+    async def redeem(self, ticket: str) -> tuple[str, Caller]:
         """
-        Return the caller that a ticket is of, which nobody can use again.
+        Return the token that a ticket is for, which nobody can use again, and its caller.
 
         Raises:
             Problem: 401, it is none, or was used, or is too old; 503, the store cannot be asked.
@@ -179,12 +185,13 @@ class Authority:
             text = AESGCM(key).decrypt(_NONCE, value, None).decode()
         except InvalidTag:
             raise self._refusal("no ticket") from None
-        return await self.known(text)
+        return text, await self.known(text)
 
 
 def caller_of_token(token: Token) -> Caller:
     """Return the caller that a verified token is of. Clocks may differ, so it is good a little longer."""
-    return Caller(token.grants, Kind.TOKEN, token.subject, token.id, token.issued, token.expires + LEEWAY)
+    expires = token.expires + LEEWAY
+    return Caller(token.grants, Kind.TOKEN, token.subject, token.id, token.issued, expires, LEEWAY)
 
 
 def _digests(ticket: str) -> tuple[str, bytes]:

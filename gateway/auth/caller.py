@@ -17,11 +17,20 @@ from starlette.types import Scope
 from fanout.errors import TopicError
 from fanout.event import Event
 from fanout.grants import AllGrants, Grants
-from fanout.topics import matches
+from fanout.topics import RESERVED, matches
+from gateway.mint import time_text
 from gateway.problems import Problem
+from gateway.requests.changes import token_in, topic_of
 
 CALLER: Final = "sluicegate.caller"
-"""The key under which a request's scope has its caller."""
+"""The key under which a request's scope has its caller …"""
+CREDENTIAL: Final = "sluicegate.credential"
+"""… and the token or API key by which that is known …"""
+CORS: Final = "sluicegate.cors"
+"""… and the headers that let a page of an allowed origin read a stream, whose head is written elsewhere."""
+
+LATEST: Final = 253_402_300_799
+"""The last second that can be written as RFC 3339 has it."""
 
 Takes = Callable[[str], bool]
 """Says whether the log takes events of a topic."""
@@ -47,12 +56,25 @@ class Caller:
         id: the token's own name, or the API key's.
         issued: when the token was made, in seconds since the Unix epoch; 0 if it does not say.
         expires: until when it is good, in the same unit.
+        leeway: how many seconds of that are for clocks that differ.
 
     Attributes:
         taken: patterns that were taken from them after the token was made.
+        seen: up to which change of what is revoked they were looked at.
     """
 
-    __slots__ = ("__weakref__", "expires", "grants", "id", "issued", "kind", "subject", "taken")
+    __slots__ = (
+        "__weakref__",
+        "expires",
+        "grants",
+        "id",
+        "issued",
+        "kind",
+        "leeway",
+        "seen",
+        "subject",
+        "taken",
+    )
 
     def __init__(
         self,
@@ -62,6 +84,7 @@ class Caller:
         id: str | None = None,
         issued: float = 0.0,
         expires: float = math.inf,
+        leeway: float = 0.0,
     ) -> None:
         self.grants = grants
         self.kind = kind
@@ -69,7 +92,13 @@ class Caller:
         self.id = id
         self.issued = issued
         self.expires = expires
+        self.leeway = leeway
         self.taken: tuple[str, ...] = ()
+        self.seen = -1
+
+    def again(self) -> Caller:
+        """Return the same caller for another request."""
+        return Caller(self.grants, self.kind, self.subject, self.id, self.issued, self.expires, self.leeway)
 
     @property
     def is_known(self) -> bool:
@@ -91,6 +120,11 @@ class Caller:
         if not self.is_known or (who is None and not self.tenant):
             return ""
         return f"{self.tenant}\x1f{who or ''}"  # neither can have a control character
+
+    @property
+    def ends_ms(self) -> int:
+        """When the token is over as it says itself, in milliseconds since the Unix epoch."""
+        return round(min(self.expires - self.leeway, LATEST) * 1000)
 
     # --- topics ---------------------------------------------------------------------------------------------
 
@@ -134,9 +168,20 @@ class Caller:
             return tuple(patterns)
         return tuple(map(self._heard, patterns))
 
+    def _granted(self, pattern: str) -> str | None:
+        """
+        Return the pattern to listen to, or None if it is not granted. Whoever may hand in requests may listen
+        to what becomes of one whose token they know: nobody guesses it.
+        """
+        stored = self.grants.subscribing(pattern)
+        if stored is None and self.grants.requests and not pattern.startswith(RESERVED):
+            token = token_in(pattern)
+            stored = None if token is None else topic_of(token, self.tenant)
+        return stored
+
     def _heard(self, pattern: str) -> str:
         try:
-            stored = self.grants.subscribing(pattern)
+            stored = self._granted(pattern)
         except TopicError as error:
             raise Problem(422, str(error)) from None
         if stored is None or self._is_taken(stored):
@@ -157,7 +202,7 @@ class Caller:
         for pattern in stored:
             known = self.grants.outward(pattern)
             try:
-                if known is None or self.grants.subscribing(known) is None or self._is_taken(pattern):
+                if known is None or self._granted(known) is None or self._is_taken(pattern):
                     return False
             except TopicError:
                 return False
@@ -222,6 +267,13 @@ def caller_of(scope: Scope) -> Caller:
     """Return the caller of a request; nobody in particular where no gate stands before the doors."""
     found: Caller = scope.get(CALLER, ANYBODY)
     return found
+
+
+def expiry_of(caller: object) -> bytes:
+    """Return the member of a message that says until when a caller is known; empty if for ever."""
+    if not isinstance(caller, Caller) or caller.expires == math.inf:
+        return b""
+    return b',"expires":"%b"' % time_text(caller.ends_ms)
 
 
 def forbidden(detail: str, pointer: str | None = None) -> Problem:

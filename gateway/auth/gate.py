@@ -10,24 +10,20 @@ from __future__ import annotations
 
 from collections import Counter
 from http.cookies import CookieError, SimpleCookie
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.auth.authority import Authority
-from gateway.auth.caller import ANYBODY, CALLER, Caller, unauthorized
+from gateway.auth.caller import ANYBODY, CALLER, CORS, CREDENTIAL, Caller, unauthorized
 from gateway.auth.doors import Door, door_of
 from gateway.auth.origins import Headers, Origins, preflight
-from gateway.auth.tokens import MAX_TOKEN_BYTES
 from gateway.problems import Problem
 
-COOKIE: Final = "sluice_token"
-CREDENTIAL: Final = "sluicegate.credential"
-"""The key under which a request's scope has the token or API key by which its caller is known."""
-CORS: Final = "sluicegate.cors"
-"""… and the headers that let a page of an allowed origin read a stream, whose head is written elsewhere."""
+if TYPE_CHECKING:
+    from gateway.auth.authority import Authority
 
+COOKIE: Final = "sluice_token"
 EVENTS: Final = "/v1/events"
 _TICKET: Final = b"ticket="
 _SAFETY: Final[Headers] = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
@@ -51,10 +47,13 @@ class Gate:
         app: what is behind it.
         authority: knows callers; None if everybody may do anything.
         origins: says which pages may come in.
+        turned_away: status -> how often it was the answer to who was not let in; counted here.
     """
 
-    def __init__(self, app: ASGIApp, authority: Authority | None, origins: Origins) -> None:
-        self.turned_away: Counter[int] = Counter()  # status -> how often
+    def __init__(
+        self, app: ASGIApp, authority: Authority | None, origins: Origins, turned_away: Counter[int]
+    ) -> None:
+        self._turned_away = turned_away
         self._app = app
         self._authority = authority
         self._origins = origins
@@ -68,14 +67,15 @@ class Gate:
         allowed: Headers = ()
         try:
             self._origins.check_host(headers.get(b"host"))
-            allowed = await self._origins.check(headers)
+            safe = scope.get("method", "GET") in ("GET", "HEAD", "OPTIONS")
+            allowed = await self._origins.check(headers, safe=safe)
             if scope["type"] == "http" and _is_preflight(scope["method"], headers):
                 await _answer_preflight(preflight(headers, allowed), send)
                 return
             scope[CORS] = allowed
             await self._know(scope, headers)
         except Problem as problem:
-            self.turned_away[problem.status] += 1
+            self._turned_away[problem.status] += 1
             await refuse(problem, scope, _with(send, (*allowed, *_SAFETY)))
             return
         if scope["type"] == "http":
@@ -123,12 +123,11 @@ class Gate:
         if path == EVENTS and _TICKET in scope["query_string"] and _takes_ticket(headers):
             ticket = _take_ticket(scope)
         if text is not None:
-            if len(text) > MAX_TOKEN_BYTES or not text.isascii():
-                raise unauthorized(given=True)
             scope[CREDENTIAL] = text
             return await authority.known(text)
         if ticket is not None:
-            return await authority.redeem(ticket)
+            scope[CREDENTIAL], caller = await authority.redeem(ticket)
+            return caller
         raise unauthorized(given=False)
 
 

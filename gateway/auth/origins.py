@@ -97,15 +97,23 @@ class Origins:
         except ValueError:
             raise Problem(421, "this gateway does not go by that name (setting: hosts)") from None
 
-    async def check(self, headers: Mapping[bytes, bytes]) -> Headers:
+    async def check(self, headers: Mapping[bytes, bytes], *, safe: bool) -> Headers:
         """
         Return the headers that let a page read the answer; none if they are not needed.
+
+        Args:
+            headers: of the request.
+            safe: whether it changes nothing (RFC 9110, 9.2.1).
 
         Raises:
             Problem: 403, it comes from a page that may not ask.
         """
         origin = headers.get(b"origin")
-        if origin is None or is_own(origin, headers.get(b"host")):
+        if origin is None:
+            if not safe and headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none"):
+                raise Problem(403, "the request comes from a page of another origin")
+            return ()
+        if is_own(origin, headers.get(b"host")):
             return ()
         text = origin.decode("latin-1").lower()
         if text in self._allowed:

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 FOLLOW_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 60.0
+NOTE_SECONDS: Final = 30.0
+"""How long replicas have to take a note in."""
 
 PREFIX: Final = "sk_"
 """How API keys begin, so that they are told from tokens, and found by whoever looks for leaked ones."""
@@ -115,6 +117,8 @@ class Registry:
 
     def __init__(self, store: AccessStore) -> None:
         self.store = store
+        self.followed = False  # whether it ever was up to date
+        self.version = 0  # counts changes by which somebody may have lost a right
         self.failures = 0  # times that the store could not be asked
         self.on_change: Callable[[], None] = lambda: None
         self.on_note: Callable[[str, bytes], None] = lambda _name, _value: None
@@ -150,11 +154,22 @@ class Registry:
                     self._revision = entries[-1].revision
                     if len(entries) < PAGE:
                         break
+                self.followed = True
         except StoreUnavailable:
             self.failures += 1
             return
         if changed:
+            self.version += 1
             self.on_change()
+
+    async def tell(self, name: str, value: bytes) -> None:
+        """
+        Tell the other replicas something about a connection; it is forgotten soon.
+
+        Raises:
+            StoreUnavailable, EntriesFull: see `AccessStore.put`.
+        """
+        await self.store.put(NOTE, name, value, round((time.time() + NOTE_SECONDS) * 1000))
 
     def _take(self, entry: Entry) -> bool:
         """Take in one entry; return whether somebody may have lost a right by it."""

@@ -50,6 +50,48 @@ class KeySource(Protocol):
         """Look again because a key was missed; return whether the keys are others now."""
 
 
+def check_key(secret: str) -> None:
+    """
+    Check a shared secret.
+
+    Raises:
+        BadKey: it is too short; the text does not repeat it.
+    """
+    KeySet.shared(secret)
+
+
+def check_source(text: str) -> None:
+    """
+    Check where a key set is to be had, without looking there.
+
+    Raises:
+        BadKey: it is an address from which keys are not fetched.
+    """
+    if _is_url(text):
+        KeyUrl(text)
+
+
+def sources(secret: str, place: str) -> list[KeySource]:
+    """
+    Return the sources that the settings name.
+
+    Args:
+        secret: a shared one; empty if there is none.
+        place: file or address of a key set; empty if there is none.
+
+    Raises:
+        BadKey: one of them cannot be used.
+    """
+    found: list[KeySource] = [SharedKey(secret)] if secret else []
+    if place:
+        found.append(KeyUrl(place) if _is_url(place) else KeyFile(Path(place).expanduser()))
+    return found
+
+
+def _is_url(text: str) -> bool:
+    return text.lower().startswith(("http:", "https:"))
+
+
 class SharedKey:
     """
     One secret that whoever makes tokens has as well.

@@ -14,14 +14,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from gateway.log import StoreUnavailable
 from gateway.mint import now_ms
-from gateway.postgres.database import Database
-from gateway.postgres.schema import Connection
 from gateway.sqlite_consumers import SqliteConsumers
 from gateway.sqlite_file import cause
+
+if TYPE_CHECKING:
+    from gateway.postgres.database import Database
+    from gateway.postgres.schema import Connection
 
 T = TypeVar("T")
 

@@ -30,6 +30,8 @@ def check(settings: Settings) -> int:
     is wrong.
     """
     click.echo("Settings: every one of them is good.")
+    if settings.asks:
+        click.echo(f"Tokens: {asyncio.run(_keys_found(settings))}")
     if settings.tls_cert:
         click.echo(f"TLS: {_certificate_found(settings)}")
     folder = settings.data_folder
@@ -47,7 +49,7 @@ def check(settings: Settings) -> int:
     elif folder is not None:
         click.echo(f"Log: {asyncio.run(_log_found(folder))}")
     if settings.store:
-        click.echo(f"Store: {asyncio.run(_store_found(settings.store, webhooks=settings.webhooks))}")
+        click.echo(f"Store: {asyncio.run(_store_found(settings))}")
     return 0
 
 
@@ -66,6 +68,26 @@ def _certificate_found(settings: Settings) -> str:
         raise Unusable(str(error)) from None
     when = datetime.fromtimestamp(tls.expires, UTC)
     return f"the certificate {'expired' if when < datetime.now(UTC) else 'expires'} on {when:%Y-%m-%d}."
+
+
+async def _keys_found(settings: Settings) -> str:
+    """
+    Return what is to be said about the keys for tokens.
+
+    Raises:
+        Unusable: there are none.
+    """
+    from gateway.auth.keyset import BadKey  # noqa: PLC0415  (nobody else pays for it)
+    from gateway.auth.sources import sources  # noqa: PLC0415
+
+    try:
+        found = sources(settings.jwt_key, settings.jwks)
+    except BadKey as error:
+        raise Unusable(f"jwks: {error}") from None
+    await asyncio.gather(*(each.start() for each in found))
+    if any(each.keys is None for each in found):
+        raise Unusable("jwks: the keys cannot be had from there at the moment")
+    return f"{sum(len(each.keys) for each in found if each.keys is not None)} keys to verify them by."
 
 
 def _folder_found(folder: Path) -> str:
@@ -121,13 +143,12 @@ async def _log_found(folder: Path) -> str:
         await log.close()
 
 
-async def _store_found(text: str, *, webhooks: bool) -> str:
+async def _store_found(settings: Settings) -> str:
     """
     Return what is to be said about a PostgreSQL store that can be used.
 
     Args:
-        text: its address.
-        webhooks: whether they are to be kept there.
+        settings: name it, and say what is kept there.
 
     Raises:
         Unusable: it cannot, or not now.
@@ -137,7 +158,13 @@ async def _store_found(text: str, *, webhooks: bool) -> str:
     from gateway.postgres.inspection import inspect  # noqa: PLC0415
     from webhooks import postgres_store  # noqa: PLC0415
 
+    parts = [PART]
+    if settings.asks:
+        from gateway.auth import tables  # noqa: PLC0415
+
+        parts.append(tables.PART)
     try:
-        return await inspect(Address.parse(text), [PART, postgres_store.PART] if webhooks else [PART])
+        address = Address.parse(settings.store)
+        return await inspect(address, [*parts, postgres_store.PART] if settings.webhooks else parts)
     except LogDamaged as error:
         raise Unusable(str(error)) from None

@@ -13,7 +13,6 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -41,8 +40,6 @@ PER_SECOND: Final = 200
 """Clients that are moved in a second, for a replica that takes them all at once."""
 
 WAVE_SECONDS: Final = 0.25
-
-Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Sticky:
@@ -85,17 +82,7 @@ class Sticky:
         self._unsure |= not route.url
         return route.url
 
-    async def admitted(self, headers: Mapping[bytes, bytes]) -> Headers:
-        """
-        Return the response headers that let a page of another replica read the answer (CORS): its requests
-        are sent on to here. Without credentials, so that nothing is shown that anybody may not see.
-        """
-        origin = headers.get(b"origin")
-        if origin is None or not await self._knows(origin.decode("latin-1")):
-            return ()
-        return ((b"access-control-allow-origin", origin), (b"vary", b"origin"))
-
-    async def _knows(self, origin: str) -> bool:
+    async def knows(self, origin: str) -> bool:
         """
         Say whether an origin is a replica's. A browser turned away because a replica had not heard of the
         others yet would not come back, so whoever comes soon after the start waits.

@@ -17,8 +17,9 @@ from gateway.operate import json_response
 from gateway.pages import read_limit, read_page, write_page
 from gateway.payloads import content_type, payload
 from gateway.problems import Problem
+from gateway.requests.book import Request
 from gateway.requests.changes import TOPICS, State
-from gateway.requests.service import Requests
+from gateway.requests.service import Requests, no_request
 from gateway.requests.shown import shown_listed, shown_request
 from gateway.resources import BodyLimits, Call, Handler, Resource
 from gateway.settings import Settings
@@ -66,6 +67,8 @@ class RequestsApi:
     async def _submit(self, call: Call) -> Response:
         """Take a request in; the answer comes when it is durable."""
         ttl = call.query("ttl").get("ttl")
+        caller = call.caller
+        caller.check_request(call.part("name"))
         service = self._service(call.part("name"))
         member, data = payload(content_type(call.headers.get(b"content-type")), call.body)
         value = data if isinstance(data, Raw) else Raw(data)
@@ -74,8 +77,12 @@ class RequestsApi:
             service,
             None if is_base64 else value,
             value if is_base64 else None,
-            _key(service, call.headers.get(b"idempotency-key")),
+            _key(
+                f"{caller.owner}\x1f{service}" if caller.owner else service,
+                call.headers.get(b"idempotency-key"),
+            ),
             None if ttl is None else _seconds("ttl", ttl, MAX_TTL),
+            caller.tenant,
         )
         status_url = call.url(f"{PATH}/{request.token}")
         shown = {
@@ -92,7 +99,7 @@ class RequestsApi:
         """Say where a request stands; with `wait` as soon as it is finished, or has changed."""
         asked = call.query("wait")
         seconds = _seconds("wait", asked.get("wait", "0"), MAX_WAIT, least=0)
-        request = await self._requests.find(call.part("name"))
+        request = await self._found(call)
         seen = _position(call.headers.get(b"if-none-match"))
         if seconds:
             async with call.watched() as gone:
@@ -113,7 +120,7 @@ class RequestsApi:
     async def _cancel(self, call: Call) -> Response:
         """Take a request back."""
         call.check_bare()
-        request = await self._requests.find(call.part("name"))
+        request = await self._found(call)
         await self._requests.cancel(request)
         return json_response(shown_request(request, None))
 
@@ -147,6 +154,19 @@ class RequestsApi:
             shown["next"] = write_page("requests", found[limit - 1].serial)
         return json_response(shown)
 
+    async def _found(self, call: Call) -> Request:
+        """
+        Return the request that the path names. Its token is as good as a key, but only within its tenant.
+
+        Raises:
+            Problem: 404, there is none that who asks can know of; 503.
+        """
+        request = await self._requests.find(call.part("name"))
+        grants = call.caller.grants
+        if not grants.admin and (request.tenant != call.caller.tenant or not grants.requests):
+            raise no_request()
+        return request
+
     def _service(self, name: str) -> str:
         if name not in self._requests.options.services:
             raise Problem(404, f"there is no service {name[:60]!a} (setting: services)")
@@ -154,7 +174,7 @@ class RequestsApi:
 
 
 def _key(service: str, header: bytes | None) -> str | None:
-    """Return the event id that all calls with this idempotency key share."""
+    """Return the event id that all calls of one client, to one service, with this idempotency key share."""
     if header is None:
         return None
     if not _KEY.fullmatch(header):

@@ -9,10 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.auth.caller import Caller, forbidden
 from gateway.intake import Intake
 from gateway.operate import json_response
 from gateway.problems import Problem
 from gateway.requests.changes import Trouble
+from gateway.requests.leasing import no_lease
 from gateway.requests.service import Requests
 from gateway.requests.shown import shown_lease
 from gateway.resources import BodyLimits, Call, Handler, Resource
@@ -118,6 +120,7 @@ class Door:
                         "waiting_workers": self._leasing.waiting(name),
                     }
                     for name in requests.options.services
+                    if _may_know(call.caller, name)
                 ]
             }
         )
@@ -127,6 +130,7 @@ class Door:
         call.query()
         self._requests.check_ready()
         service = call.part("service")
+        call.caller.check_work(service)
         if service not in self._requests.options.services:
             raise Problem(404, f"there is no service {service[:60]!a} (setting: services)")
         wanted = decoded(call.members(), Wanted)
@@ -145,6 +149,7 @@ class Door:
     async def _progress(self, call: Call) -> Response:
         """Extend a lease, and publish the progress if there is any."""
         call.query()
+        await self._check(call)
         given = decoded(call.members(), Progress)
         await self._leasing.progress(call.part("lease"), given.progress)
         return json_response({"seconds": self._requests.options.lease})
@@ -152,6 +157,7 @@ class Door:
     async def _complete(self, call: Call) -> Response:
         """Take a result."""
         call.query()
+        await self._check(call)
         given = decoded(call.members(), Result)
         await self._leasing.complete(call.part("lease"), given.result)
         return _done()
@@ -159,6 +165,7 @@ class Door:
     async def _fail(self, call: Call) -> Response:
         """Take it that an attempt failed."""
         call.query()
+        await self._check(call)
         given = decoded(call.members(), Failure)
         if given.reason not in REASONS:
             reasons = ", ".join(sorted(REASONS))
@@ -172,13 +179,34 @@ class Door:
     async def _release(self, call: Call) -> Response:
         """Take a request back unworked."""
         call.check_bare()
+        await self._check(call)
         await self._leasing.release(call.part("lease"))
         return _done()
+
+    async def _check(self, call: Call) -> None:
+        """
+        Check that who names a lease may work for its service.
+
+        Raises:
+            Problem: 403, for none; 404, for another, or there is no such lease.
+        """
+        caller = call.caller
+        if not caller.grants.work:
+            raise forbidden("the token does not grant work for any service")
+        lease = await self._leasing.find(call.part("lease"))
+        if not caller.grants.may_work(lease.request.service):
+            raise no_lease()
 
 
 async def no_services(_request: Request) -> Response:
     """Answer for a gateway that takes no requests."""
     return json_response({"services": []})
+
+
+def _may_know(caller: Caller, service: str) -> bool:
+    """Tell whether somebody has to do with a service."""
+    grants = caller.grants
+    return grants.admin or grants.may_request(service) or grants.may_work(service)
 
 
 def _done() -> Response:

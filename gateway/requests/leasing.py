@@ -220,7 +220,7 @@ class Leasing:
         Raises:
             Problem: 404, there is no such lease; 413, 503.
         """
-        lease = await self._find(id)
+        lease = await self.find(id)
         lease.until = self._later()
         members: dict[str, Any] = {}
         if bytes(progress):
@@ -237,7 +237,7 @@ class Leasing:
         Raises:
             Problem: 404, 503; 413, the result is too large, and the request has failed.
         """
-        lease = await self._find(id)
+        lease = await self.find(id)
         if len(bytes(result)) > self._options.max_result_bytes:
             most = self._options.max_result_bytes
             detail = f"the result has {len(bytes(result))} bytes, more than the {most} that it may have"
@@ -258,7 +258,7 @@ class Leasing:
         Raises:
             Problem: 404, 503.
         """
-        await self._fail(await self._find(id), trouble, again=again, delay=delay)
+        await self._fail(await self.find(id), trouble, again=again, delay=delay)
 
     async def release(self, id: str) -> None:
         """
@@ -267,7 +267,7 @@ class Leasing:
         Raises:
             Problem: 404, 503.
         """
-        lease = await self._find(id)
+        lease = await self.find(id)
         await self._end(lease, self._change(lease, State.QUEUED))
 
     # --- how ------------------------------------------------------------------------------------------------
@@ -337,13 +337,19 @@ class Leasing:
             known["lease"] = _digest(lease.id)
         return Change(state=state, service=lease.request.service, attempt=lease.attempt, **known)  # type: ignore[arg-type]
 
-    async def _find(self, id: str) -> Lease:
+    async def find(self, id: str) -> Lease:
+        """
+        Return a lease that holds.
+
+        Raises:
+            Problem: 404, there is none; 503, the log cannot be asked.
+        """
         lease = self.leases.get(id) or self._elsewhere(id)
         if lease is None and self.catch_up is not None and TOKEN.fullmatch(id.partition(".")[0]):
             await self.catch_up()
             lease = self.leases.get(id) or self._elsewhere(id)
         if lease is None:
-            raise Problem(404, "there is no such lease: it has ended, or the request is over")
+            raise no_lease()
         return lease
 
     def _elsewhere(self, id: str) -> Lease | None:
@@ -388,6 +394,11 @@ class Leasing:
         if not woken.done():
             woken.set_result(None)
         return True
+
+
+def no_lease() -> Problem:
+    """Return the answer if there is no such lease."""
+    return Problem(404, "there is no such lease: it has ended, or the request is over")
 
 
 def _digest(id: str) -> str:

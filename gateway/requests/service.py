@@ -336,7 +336,7 @@ class Requests:
             await self._catch_up()  # it may have been handed in at another replica just now
             request = self.book.get(token)
         if request is None:
-            raise Problem(404, "there is no such request, or it is over for long")
+            raise no_request()
         return request
 
     async def _catch_up(self) -> None:
@@ -496,3 +496,8 @@ def _ready(request: Request) -> Change:
     return Change(
         state=State.QUEUED, service=request.service, attempt=request.attempt, failures=request.failures
     )
+
+
+def no_request() -> Problem:
+    """Return the answer if there is no such request."""
+    return Problem(404, "there is no such request, or it is over for long")

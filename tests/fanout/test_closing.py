@@ -13,6 +13,8 @@ REASONS = [value for value in vars(closing).values() if isinstance(value, CloseR
 
 NEVER_SENT = {CloseCode.ABNORMAL_CLOSURE}
 """RFC 6455 7.4.1: no endpoint puts this code into a close frame."""
+UNAUTHORIZED = 3000
+"""As registered with IANA for WebSocket close codes."""
 
 
 def test_names_are_unique() -> None:
@@ -26,7 +28,7 @@ def test_names_are_unique() -> None:
 @pytest.mark.parametrize("reason", REASONS, ids=lambda reason: reason.name)
 def test_each_reason(reason: CloseReason) -> None:
     """A reason's code may be sent, or says that nothing was; its sentence needs no escaping."""
-    assert reason.code in {*map(int, EXTERNAL_CLOSE_CODES), *NEVER_SENT}
+    assert reason.code in {*map(int, EXTERNAL_CLOSE_CODES), *NEVER_SENT, UNAUTHORIZED}
     assert '"' not in reason.detail
     assert "\\" not in reason.detail
     assert reason.detail.isascii()
@@ -36,7 +38,8 @@ def test_each_reason(reason: CloseReason) -> None:
 
 @pytest.mark.parametrize("reason", REASONS, ids=lambda reason: reason.name)
 def test_the_advice_and_the_code_agree(reason: CloseReason) -> None:
-    """Who is told not to come back has left or broken the rules; all others go on with a cursor."""
-    assert reason.reconnect == (reason.code not in {CloseCode.NORMAL_CLOSURE, CloseCode.PROTOCOL_ERROR})
+    """Who is told not to come back has left, broken the rules or lost the right; all others go on."""
+    final = {CloseCode.NORMAL_CLOSURE, CloseCode.PROTOCOL_ERROR, UNAUTHORIZED}
+    assert reason.reconnect == (reason.code not in final)
     if "reconnect with your cursor" in reason.detail:
         assert reason.reconnect

@@ -74,7 +74,7 @@ def test_the_version_is_the_distributions() -> None:
     ("arguments", "sentence"),
     [
         (["--port", "70000"], "--port: '70000' is not a whole number from 0 to 65535"),
-        (["--host", "0.0.0.0"], "--host: 0.0.0.0 can be reached from other machines"),
+        (["--host", "0.0.0.0"], "--host: 0.0.0.0 is reached from other machines"),
         (
             ["--store", "mysql://me:hush@db"],
             "--store: the address of a store begins with postgresql:// or postgres://",

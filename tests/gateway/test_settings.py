@@ -217,9 +217,10 @@ def test_variables_made_by_kubernetes_are_recognised(environ: dict[str, str]) ->
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "gateway.example", "::ffff:192.0.2.1"])
 def test_other_machines_are_served_only_if_asked_for(host: str) -> None:
-    """Anything but loopback is refused without `insecure`, and allowed with it."""
-    assert refusal({"host": host}).endswith("nobody is asked who they are: only with --insecure")
+    """Anything but loopback is refused without keys or `insecure`, and allowed with them."""
+    assert refusal({"host": host}).endswith("nobody is asked who they are: set jwt_key, or --insecure")
     assert load({"host": host, "insecure": True}, {}).host == host
+    assert load({"host": host, "jwt_key": "k" * 32}, {}).host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])

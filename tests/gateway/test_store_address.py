@@ -82,10 +82,12 @@ def test_a_certificate_is_a_file(tmp_path: Path) -> None:
     assert load({"store": f"postgresql://db/app?sslmode=verify-ca&sslrootcert={file}"}, {}).store
 
 
-def test_a_gateway_on_its_own_pays_for_no_driver() -> None:
-    """Without a store the driver is not even imported."""
+@pytest.mark.parametrize("module", ["asyncpg", "jwt", "cryptography.hazmat.primitives.ciphers.aead"])
+def test_a_gateway_on_its_own_pays_for_no_driver(module: str) -> None:
+    """Without a store the driver is not even imported, and without keys not what they need."""
     code = (
         "import sys; from gateway.app import Gateway; from gateway.settings import Settings; "
-        "Gateway(Settings(data='memory:')); sys.exit('asyncpg' in sys.modules)"
+        "Gateway(Settings(data='memory:')); "
+        f"sys.exit({module!r} in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

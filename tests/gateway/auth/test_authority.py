@@ -45,7 +45,7 @@ async def refused(authority: Authority, text: str) -> None:
 async def test_a_ticket_is_good_once(authority: Authority) -> None:
     """The second who comes with it is refused, and so is whoever makes one up."""
     ticket = await authority.ticket(token({"sub": "alice", "subscribe": ["a"]}))
-    caller = await authority.redeem(ticket)
+    text, caller = await authority.redeem(ticket)
     assert caller.subject == "alice"
     assert caller.listen(["a"]) == ("a",)
     for text in (ticket, "made-up", "x" * 1000, ""):
