@@ -37,6 +37,7 @@ class Collector:
         yield from self._webhooks()
         yield from self._requests()
         yield from self._replicas()
+        yield from self._access()
         yield from self._tls()
         yield from self._worker()
 
@@ -229,6 +230,36 @@ class Collector:
             "sluice_webhook_overtaken",
             "Outcomes not written down because another replica had taken over.",
             counted.overtaken,
+        )
+
+    def _access(self) -> Iterator[Metric]:
+        turned = CounterMetricFamily(
+            "sluice_turned_away", "Requests that the gate refused, by status.", labels=["status"]
+        )
+        for status, number in self._gateway.turned_away.items():
+            turned.add_metric([str(status)], number)
+        yield turned
+        access = self._gateway.access
+        if access is None:
+            return
+        authority = access.authority
+        refused = CounterMetricFamily(
+            "sluice_auth_refused", "Tokens, API keys and tickets refused, by reason.", labels=["reason"]
+        )
+        for reason, number in authority.refused.items():
+            refused.add_metric([reason], number)
+        yield refused
+        yield CounterMetricFamily(
+            "sluice_auth_renewed", "Connections that went on with a newer token.", access.watch.renewed
+        )
+        yield GaugeMetricFamily("sluice_auth_keys", "API keys.", len(authority.registry.keys))
+        yield GaugeMetricFamily(
+            "sluice_auth_revocations", "Revocations.", len(authority.registry.revocations)
+        )
+        yield CounterMetricFamily(
+            "sluice_auth_failures",
+            "Times that keys, or what was revoked, could not be looked up.",
+            authority.registry.failures + sum(each.failures for each in authority.sources),
         )
 
     def _tls(self) -> Iterator[Metric]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Final
 
+from gateway.auth.doors import Door, door_of
+from gateway.auth.gate import COOKIE
 from gateway.openapi import events, operate, requests, webhooks
 from gateway.openapi.parts import Json, refusals, refused
 from gateway.settings import Settings
 
 OPENAPI: Final = "3.1.0"
-COOKIE: Final = "sluice_token"
-"""The name of the cookie that a browser's token may be in."""
-OPEN: Final = frozenset({"/healthz", "/readyz"})
-"""What is answered to everybody."""
 
 _ABOUT: Final = (
     "Publish events, and receive them by WebSocket, Server-Sent Events, lines of JSON, polls and webhooks. "
@@ -35,18 +33,25 @@ def describe(settings: Settings, *, auth: bool, root: str = "") -> Json:
         auth: whether it wants tokens.
         root: the path at which it is mounted in another application; empty if it is not.
     """
+    schemas: Json = {}
     paths: Json = {
         **events.paths(settings),
         **requests.paths(settings),
         **webhooks.paths(settings),
         **operate.paths(settings),
     }
+    if auth:
+        from gateway.openapi import access  # noqa: PLC0415  (nobody else pays for it)
+
+        paths |= access.paths()
+        schemas = access.SCHEMAS
     components: Json = {
         "schemas": {
             **events.SCHEMAS,
             **requests.schemas(settings),
             **webhooks.schemas(settings),
             **operate.SCHEMAS,
+            **schemas,
         },
         "responses": refusals(),
     }
@@ -55,7 +60,12 @@ def describe(settings: Settings, *, auth: bool, root: str = "") -> Json:
         "info": {"title": "Sluicegate", "version": version("sluicegate"), "description": _ABOUT},
         "servers": [{"url": root or "/"}],
         "paths": {
-            path: _secured(methods) if auth and path not in OPEN else methods
+            path: {
+                method: _secured(operation)
+                if auth and door_of(method.upper(), path) is not Door.OPEN
+                else operation
+                for method, operation in methods.items()
+            }
             for path, methods in paths.items()
         },
         "components": components,
@@ -65,14 +75,10 @@ def describe(settings: Settings, *, auth: bool, root: str = "") -> Json:
     return document
 
 
-def _secured(methods: Json) -> Json:
-    """Return the operations of a path with what they are if a token is wanted."""
-    security = [{name: list[str]()} for name in _SCHEMES]
+def _secured(operation: Json) -> Json:
+    """Return an operation with what it is if a token is wanted."""
     return {
-        method: {
-            **operation,
-            "security": security,
-            "responses": dict(sorted({**operation["responses"], **refused(401, 403)}.items())),
-        }
-        for method, operation in methods.items()
+        **operation,
+        "security": [{name: list[str]()} for name in _SCHEMES],
+        "responses": dict(sorted({**operation["responses"], **refused(401, 503)}.items())),
     }

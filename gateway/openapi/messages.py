@@ -6,7 +6,20 @@ from typing import Final
 
 from fanout import closing
 from gateway.openapi.events import SCHEMAS, START
-from gateway.openapi.parts import ANYTHING, COUNT, TEXT, Json, listed, number, optional, ref, shape, taken
+from gateway.openapi.parts import (
+    ANYTHING,
+    COUNT,
+    TEXT,
+    TIME,
+    Json,
+    listed,
+    number,
+    one_of,
+    optional,
+    ref,
+    shape,
+    taken,
+)
 from gateway.openapi.schemas import ID, KEY, TTL, TYPE
 from gateway.settings import Settings
 
@@ -23,6 +36,11 @@ _END: Final[dict[str, Json]] = {
     "hop": {**COUNT, "description": "What to say there."},
 }
 _ENDS: Final = "reason detail cursor after_ms"
+_WELCOME: Final[dict[str, Json]] = {
+    "connection": TEXT,
+    "cursor": ref("Cursor"),
+    "expires": {**TIME, "description": "When the token is over; if it ever is."},
+}
 _GAP: Final = SCHEMAS["Gap"]["properties"]
 
 
@@ -68,6 +86,11 @@ def operations_of(settings: Settings) -> dict[str, tuple[Json, str, str]]:
             "Have a cursor remembered for the durable subscription",
             "acked",
         ),
+        "auth": (
+            taken("op token", op={"const": "auth"}, ref=_REF, token=TEXT),
+            "Go on by a newer token of the same subject",
+            "authorized",
+        ),
         "ping": (taken("op", op={"const": "ping"}, ref=_REF), "Ask for a sign of life", "pong"),
     }
 
@@ -99,6 +122,10 @@ ANSWERS: Final[dict[str, tuple[Json, str]]] = {
         "The event is durable",
     ),
     "acked": (_control("acked", "cursor", ref=_REF, cursor=ref("Cursor")), "The cursor is remembered"),
+    "authorized": (
+        _control("authorized", ref=_REF, expires=TIME),
+        "The connection goes on, until the newer token is over",
+    ),
     "pong": (_control("pong", ref=_REF), "The answer to `ping`"),
     "error": (
         _control(
@@ -117,7 +144,7 @@ ANSWERS: Final[dict[str, tuple[Json, str]]] = {
 
 TOLD: Final[dict[str, tuple[Json, str]]] = {
     "welcome": (
-        _control("welcome", "connection cursor", connection=TEXT, cursor=ref("Cursor")),
+        _control("welcome", "connection cursor", **_WELCOME),
         "The first message: the name of the connection, and where it begins",
     ),
     "heartbeat": (
@@ -128,6 +155,7 @@ TOLD: Final[dict[str, tuple[Json, str]]] = {
         _control("gap", "reason from to", **_GAP),
         "Everything behind `from`, up to and including `to`, is skipped",
     ),
+    "expiring": (_control("expiring", "expires", expires=TIME), "The token will soon be over"),
     "reconnect": (_control("reconnect", _ENDS, **_END), "The gateway ends the connection; come back"),
 }
 """What is told on WebSockets and in streams of lines: its schema, and what it says."""
@@ -135,10 +163,16 @@ TOLD: Final[dict[str, tuple[Json, str]]] = {
 BLOCKS: Final[dict[str, tuple[Json, str, str]]] = {
     "sseGap": (ref("Gap"), "sluice.gap", "A gap; its `id:` is `to`"),
     "sseReconnect": (shape(_ENDS, **_END), "sluice.reconnect", "The gateway ends the stream; come back"),
+    "sseWelcome": (
+        shape("connection cursor expires", **_WELCOME),
+        "sluice.welcome",
+        "The name of the connection; only if the token will be over",
+    ),
+    "sseExpiring": (shape("expires", expires=TIME), "sluice.expiring", "The token will soon be over"),
     "sseError": (
-        shape("reason detail cursor", reason=TEXT, detail=TEXT, cursor=ref("Cursor")),
+        shape("reason detail", reason=one_of("expired", "revoked"), detail=TEXT),
         "sluice.error",
-        "The gateway ends the stream, and coming back would not help; this version never sends it",
+        "The gateway ends the stream: the token is over, or was revoked",
     ),
 }
 """The `data:` of event streams that is no event, with its `event:`, and what it says."""

@@ -13,6 +13,7 @@ from gateway.openapi.parts import (
     FLAG,
     JSON,
     TEXT,
+    TIME,
     Json,
     answer,
     listed,
@@ -69,6 +70,10 @@ SCHEMAS: Final[dict[str, Json]] = {
         delivered=COUNT,
         pauses=COUNT,
         gaps=COUNT,
+        subject={**optional(TEXT), "description": "Whose token it is by; this and the next, with keys."},
+        token=optional(TEXT),
+        tenant=optional(TEXT),
+        expires=optional(TIME),
         worker={**COUNT, "description": "Where it is; only if there are several workers."},
     ),
     "Connections": shape(

@@ -34,6 +34,7 @@ REFUSALS: Final[Mapping[int, str]] = {
     413: "The body, an event, the number of events or a result is too large.",
     414: "The target of the request is too long.",
     415: "A content type, charset or content encoding that is not read.",
+    421: "The gateway does not go by the name by which it was called.",
     422: "Well-formed, and against the rules.",
     426: "Another version of WebSocket than 13.",
     429: "The service has as many unfinished requests as it may have.",
@@ -43,7 +44,7 @@ REFUSALS: Final[Mapping[int, str]] = {
 }
 """What each status of a refusal means, wherever it is answered."""
 
-ANY: Final = (400, 408, 414, 431)
+ANY: Final = (400, 403, 408, 414, 421, 431)
 """What the server refuses by the head of a request, whatever was asked for."""
 BODY: Final = (413, 415)
 """What is refused of any body, beside `ANY`."""

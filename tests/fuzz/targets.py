@@ -502,7 +502,7 @@ _DEFLATED: Final = (
 )
 
 _HTTP: Final = (
-    b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /a?b=c HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\nPOST /3 HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi",
     b"GET / HTTP/1.1\r\n\r\n" * 40,
     b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nT: u\r\n\r\n",

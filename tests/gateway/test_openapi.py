@@ -19,7 +19,7 @@ from fanout.errors import TopicError
 from fanout.topics import check_pattern, check_topic
 from gateway.app import Gateway
 from gateway.openapi import asyncapi
-from gateway.openapi.document import OPEN, describe
+from gateway.openapi.document import describe
 from gateway.openapi.schemas import PATTERN, TOPIC
 from gateway.problems import EXCEPTION_HANDLERS
 from gateway.settings import Settings
@@ -28,8 +28,18 @@ ALL: Final = Settings(data="memory:", services="reports,mail")
 BROKER: Final = Settings(
     backbone="amqp://hidden:hidden@hidden:5672/", exchanges="events:#,orders:order.*,orders:refund.#"
 )
+OPEN: Final = {
+    ("/healthz", "get"),
+    ("/readyz", "get"),
+    ("/openapi.json", "get"),
+    ("/asyncapi.json", "get"),
+    ("/.well-known/jwks.json", "get"),
+    ("/v1/session", "delete"),
+}
+"""What is answered to everybody."""
 LEAST: Final = Settings(data="memory:", webhooks=False)
-SETTINGS: Final = pytest.mark.parametrize("settings", [ALL, LEAST], ids=["all", "least"])
+ASKING: Final = Settings(data="memory:", services="reports", jwt_key="a secret of 32 bytes, or more of them")
+SETTINGS: Final = pytest.mark.parametrize("settings", [ALL, LEAST, ASKING], ids=["all", "least", "asking"])
 
 
 @SETTINGS
@@ -46,7 +56,7 @@ async def test_what_is_described_is_what_is_served(settings: Settings) -> None:
                 served[path] = await allowed(client, path)
     described = {
         path: {method.upper() for method in methods}
-        for path, methods in describe(settings, auth=False)["paths"].items()
+        for path, methods in describe(settings, auth=settings.asks)["paths"].items()
     }
     for path, methods in described.items():
         described[path] = methods | ({"HEAD"} if "GET" in methods else set())
@@ -75,11 +85,11 @@ def test_with_auth_all_but_two_want_a_token() -> None:
     """Where tokens are wanted each operation says so, and that it may be refused; health stays open."""
     document = describe(ALL, auth=True)
     assert document["components"]["securitySchemes"].keys() == {"bearer", "cookie"}
-    for path, _, operation in operations(document):
-        assert ("security" in operation) == (path not in OPEN), path
-        assert ("401" in operation["responses"] and "403" in operation["responses"]) == (path not in OPEN), (
-            path
-        )
+    for path, method, operation in operations(document):
+        is_open = (path, method) in OPEN
+        assert ("security" in operation) != is_open, path
+        assert ("401" in operation["responses"]) != is_open or path.endswith("/token"), path
+        assert "403" in operation["responses"], path
     assert "securitySchemes" not in describe(ALL, auth=False)["components"]
 
 

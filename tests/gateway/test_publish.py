@@ -59,7 +59,7 @@ class Client:
         **headers: str,
     ) -> None:
         """Send a whole request."""
-        lines = [f"{method} {path} HTTP/1.1", "host: x", f"content-length: {len(body)}"]
+        lines = [f"{method} {path} HTTP/1.1", "host: localhost", f"content-length: {len(body)}"]
         lines += [f"content-type: {content_type}"] if content_type else []
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         self.send("\r\n".join([*lines, "", ""]).encode() + body)
@@ -295,7 +295,7 @@ async def test_a_wrong_method_is_told_the_right_one(gateway: Gateway, method: st
 async def test_a_body_over_the_limit_is_refused_before_it_is_read(gateway: Gateway) -> None:
     """The length alone is enough for a 413; the client need not have sent a byte."""
     client = await gateway.client()
-    client.send(b"POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-length: 10001\r\n\r\n")
+    client.send(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10001\r\n\r\n")
     answer = await client.answer()
     assert is_problem(answer, 413)
     assert answer.headers["connection"] == "close"
@@ -315,7 +315,7 @@ async def test_a_client_that_sends_on_can_read_why_it_was_refused(gateway: Gatew
 async def test_a_chunked_body_is_counted_while_it_is_read(gateway: Gateway) -> None:
     """Without a length the limit holds as well, and the endless body is cut off."""
     client = await gateway.client()
-    client.send(b"POST /v1/topics/a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    client.send(b"POST /v1/topics/a HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
     for _ in range(11):
         client.send(b"3e8\r\n" + b"x" * 1_000 + b"\r\n")
     answer = await client.answer()
@@ -327,7 +327,7 @@ async def test_a_chunked_body_is_counted_while_it_is_read(gateway: Gateway) -> N
 async def test_a_body_in_pieces_is_one_body(gateway: Gateway) -> None:
     """How a body is cut into chunks and packets makes no difference."""
     client = await gateway.client()
-    client.send(b"POST /v1/topics/a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    client.send(b"POST /v1/topics/a HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
     for piece in (b"1\r\n[\r\n", b"3\r\n1,2\r\n", b"1\r", b"\n]\r\n"):
         client.send(piece)
         await client.writer.drain()
@@ -340,7 +340,9 @@ async def test_a_body_in_pieces_is_one_body(gateway: Gateway) -> None:
 async def test_expect_100_continue(gateway: Gateway) -> None:
     """A client that asks first is told to go on, or that its body would be too long, before it sends it."""
     client = await gateway.client()
-    head = b"POST /v1/topics/a HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: %d\r\n\r\n"
+    head = (
+        b"POST /v1/topics/a HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: %d\r\n\r\n"
+    )
     client.send(head % 2)
     assert (await client.answer()).status == 100
     client.send(b"42")
@@ -362,7 +364,7 @@ async def test_pipelined_publishes_are_answered_in_order(gateway: Gateway) -> No
 async def test_a_client_that_goes_away_in_the_middle_leaves_nothing_behind(gateway: Gateway) -> None:
     """Half a request changes nothing, and its bytes are given back to the budget."""
     client = await gateway.client()
-    client.send(b"POST /v1/topics/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nhalf")
+    client.send(b"POST /v1/topics/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\nhalf")
     await until(lambda: gateway.intake.budget.used == 4)
     await client.close()
     await until(lambda: gateway.intake.budget.used == 0)
@@ -374,7 +376,7 @@ async def test_a_client_that_goes_away_in_the_middle_leaves_nothing_behind(gatew
 async def test_a_body_that_stalls_times_out(gateway: Gateway) -> None:
     """A request that never ends is answered 408 and closed."""
     client = await gateway.client()
-    client.send(b"POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nhalf")
+    client.send(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\nhalf")
     answer = await client.answer()
     assert is_problem(answer, 408)
     assert await client.closed()
@@ -384,7 +386,7 @@ async def test_a_body_that_stalls_times_out(gateway: Gateway) -> None:
 async def test_a_body_that_trickles_times_out(gateway: Gateway) -> None:
     """A byte now and then does not keep a request alive."""
     client = await gateway.client()
-    client.send(b"POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n")
+    client.send(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9000\r\n\r\n")
     answering = asyncio.create_task(client.answer())
     for _ in range(9_000):
         if answering.done():
@@ -398,7 +400,7 @@ async def test_bodies_in_flight_are_bounded(gateway: Gateway) -> None:
     """Beyond the budget of bytes for all bodies together it is 503 with Retry-After, and only then."""
     gateway.intake.budget.max_bytes = 1_000
     client = await gateway.client()
-    client.send(b"POST /v1/topics/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n" + b"1" * 999)
+    client.send(b"POST /v1/topics/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n" + b"1" * 999)
     await until(lambda: gateway.intake.budget.used == 999)
     answer = await gateway.post("/v1/topics/b", b"22")
     assert is_problem(answer, 503)

@@ -207,14 +207,14 @@ NO_HTTP = {
     "garbage": b"\x00\x01\x02\x03\r\n\r\n",
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
     "http/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "unknown method": b"SUBSCRIBE!! / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "unknown method": b"SUBSCRIBE!! / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "space before the colon": b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
-    "nul in a header": b"GET / HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n\r\n",
-    "both framings": b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n"
+    "nul in a header": b"GET / HTTP/1.1\r\nHost: localhost\r\nA: b\0c\r\n\r\n",
+    "both framings": b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "two lengths": b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n"
+    "two lengths": b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n"
     b"Content-Length: 4\r\n\r\nabcd",
-    "negative length": b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "negative length": b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
     "websocket over nothing": b"\x81\x85\x00\x00\x00\x00hello",
 }
 
@@ -243,7 +243,7 @@ async def test_an_endless_head_is_refused(address: Address, piece: bytes) -> Non
     """A head that goes on and on is refused when it passes the limit, not kept."""
     async with Tcp.open(address) as tcp:
         await tcp.send(
-            b"GET /v1/events?topic=a HTTP/1.1\r\nHost: x\r\n" + (b"X-A" if piece == b": " else b"")
+            b"GET /v1/events?topic=a HTTP/1.1\r\nHost: localhost\r\n" + (b"X-A" if piece == b": " else b"")
         )
         sent = 0
         with contextlib.suppress(ConnectionError):
@@ -264,7 +264,7 @@ async def test_a_giant_target_is_refused(address: Address) -> None:
         assert response.problem["detail"]
 
 
-@pytest.mark.parametrize("sent", [b"GET /v1/ev", b"GET /v1/events?topic=a HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("sent", [b"GET /v1/ev", b"GET /v1/events?topic=a HTTP/1.1\r\nHost: localhost\r\n"])
 async def test_half_a_request_is_not_waited_for_for_ever(address: Address, sent: bytes) -> None:
     """A head that does not come to its end within `header_timeout` is answered 408 and closed."""
     async with Tcp.open(address) as tcp:
@@ -297,7 +297,7 @@ async def test_a_hundred_half_requests_hold_nobody_up(address: Address) -> None:
     async with contextlib.AsyncExitStack() as stack:
         halves = [await stack.enter_async_context(Tcp.open(address)) for _ in range(100)]
         for tcp in halves:
-            await tcp.send(b"GET /v1/events?topic=a HTTP/1.1\r\nHost: x\r\n")
+            await tcp.send(b"GET /v1/events?topic=a HTTP/1.1\r\nHost: localhost\r\n")
         assert (await fetch(address, "/v1/events", [("topic", "a")])).status == 200
         answers = await asyncio.gather(*(tcp.rest() for tcp in halves))
     assert all(b" 408 " in answer for answer in answers)
@@ -311,7 +311,7 @@ async def test_a_hundred_half_requests_hold_nobody_up(address: Address) -> None:
 async def test_half_a_body_is_not_waited_for_for_ever(address: Address, framing: bytes) -> None:
     """A body that does not go on within `body_timeout` is answered 408 and closed."""
     async with Tcp.open(address) as tcp:
-        head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         await tcp.send(head + framing + b"5\r\n[{   ")
         response = await read_response(tcp)
         assert response.status == 408
@@ -335,7 +335,7 @@ async def test_what_surrounds_a_body_is_not_kept_without_end(
     begin, piece = ENDLESS[name]
     before = memory_of(process)
     async with Tcp.open(address) as tcp:
-        head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n[\r\n"
+        head = b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n[\r\n"
         await tcp.send(head + begin)
         with contextlib.suppress(ConnectionError):
             async with asyncio.timeout(20):
@@ -352,13 +352,13 @@ async def test_many_small_chunks_are_a_body(address: Address, topics: Topics) ->
         b"%x;ext=%b\r\n%b\r\n" % (len(body[at : at + 7]), b"e" * 20, body[at : at + 7])
         for at in range(0, len(body), 7)
     )
-    head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with Tcp.open(address) as tcp:
         await tcp.send(head + chunks + b"0\r\nX-Trailer: y\r\n\r\n")
         assert (await read_response(tcp)).status == 202
 
 
-UPLOAD = b"POST /v1/topics/t HTTP/1.1\r\nHost: x\r\n"
+UPLOAD = b"POST /v1/topics/t HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.mark.parametrize("chunk", [b"x\r\n", b"+1\r\n1\r\n", b"1\r\n12\r\n", b"1\n1\n"])
@@ -399,7 +399,7 @@ async def test_garbage_behind_a_request_does_not_cost_its_answer(address: Addres
 async def test_a_poll_does_not_wait_for_its_body(address: Address) -> None:
     """A GET that announces a body which never comes is answered."""
     async with Tcp.open(address) as tcp:
-        await tcp.send(b"GET /v1/events?topic=t HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        await tcp.send(b"GET /v1/events?topic=t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
         assert (await read_response(tcp)).status == 200
 
 

@@ -225,7 +225,7 @@ async def test_operations_in_flight_are_answered_truly() -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", b"GET /v1/ev", b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n["]
+    "sent", [b"", b"GET /v1/ev", b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n["]
 )
 async def test_idle_and_half_begun_connections_do_not_hold_it_up(sent: bytes) -> None:
     """Kept-alive, silent and half-sent requests are closed before their own patience is over."""

@@ -26,12 +26,12 @@ pytestmark = pytest.mark.integration
 PATIENCE: Final = 1.0
 """Seconds after which a connection on which nothing comes any more is left: some end as half a request."""
 
-END: Final = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+END: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 """What is sent behind each shape, so that a connection ends on which all is in order."""
 
 HIDDEN: Final = (
-    b"POST /v1/topics/smuggled.000000 HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nsmuggled"
-    b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    b"POST /v1/topics/smuggled.000000 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8\r\n\r\nsmuggled"
+    b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 )
 """An event that must never be there, and a page that is not for the outside."""
 
@@ -41,7 +41,7 @@ AS_CHUNK: Final = b"%x\r\n%b\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN)
 
 def post(*fields: bytes, body: bytes = b"", version: bytes = b"1.1", line_end: bytes = b"\r\n") -> bytes:
     """Return a request to publish, with these lines in its head."""
-    lines = (b"POST /v1/topics/open HTTP/" + version, b"Host: x", *fields, b"", b"")
+    lines = (b"POST /v1/topics/open HTTP/" + version, b"Host: localhost", *fields, b"", b"")
     return line_end.join(lines) + body
 
 
@@ -49,7 +49,7 @@ def upgrade(*fields: bytes, to: bytes = b"websocket", method: bytes = b"GET", bo
     """Return a request to change the protocol, with more behind it."""
     lines = (
         method + b" /v1/events?topic=open HTTP/1.1",
-        b"Host: x",
+        b"Host: localhost",
         b"Connection: Upgrade",
         b"Upgrade: " + to,
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
@@ -169,11 +169,14 @@ SHAPES: Final[dict[str, bytes]] = {
     "space in the target": post(WHOLE, body=HIDDEN).replace(b"open", b"open HTTP/1.1 x", 1),
     "CR in the target": post(WHOLE, body=HIDDEN).replace(b"open", b"open\rx", 1),
     "two hosts": post(b"Host: y", WHOLE, body=HIDDEN),
-    "GET with a body": b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + WHOLE + b"\r\n\r\n" + HIDDEN,
-    "HEAD with a body": b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n" + WHOLE + b"\r\n\r\n" + HIDDEN,
+    "GET with a body": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + WHOLE + b"\r\n\r\n" + HIDDEN,
+    "HEAD with a body": b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n" + WHOLE + b"\r\n\r\n" + HIDDEN,
     "refused, with a body": post(WHOLE, body=HIDDEN).replace(b"/v1/topics/open", b"/nothing", 1),
-    "CONNECT": b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n" + HIDDEN,
-    "CONNECT with a length": b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n" + WHOLE + b"\r\n\r\n" + HIDDEN,
+    "CONNECT": b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n\r\n" + HIDDEN,
+    "CONNECT with a length": b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n"
+    + WHOLE
+    + b"\r\n\r\n"
+    + HIDDEN,
     "upgrade": upgrade(V13, body=HIDDEN),
     "upgrade with a length": upgrade(V13, WHOLE, body=HIDDEN),
     "upgrade with chunks": upgrade(V13, TE, body=AS_CHUNK),

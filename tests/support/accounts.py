@@ -249,7 +249,7 @@ class Follower:
         else:
             query += f"&cursor={self.cursor or self._start}"
         return "\r\n".join(
-            [f"GET {self.path}/v1/events?{query} HTTP/1.1", "Host: x", *lines, "", ""]
+            [f"GET {self.path}/v1/events?{query} HTTP/1.1", "Host: localhost", *lines, "", ""]
         ).encode()
 
     # --- what it is told ------------------------------------------------------------------------------------

@@ -261,7 +261,11 @@ def request_bytes(
     version: str = "1.1",
 ) -> bytes:
     """Return a request as bytes; with Host, and Content-Length if there is a body."""
-    lines = [f"{method} {target} HTTP/{version}", "Host: gateway.test", *(f"{n}: {v}" for n, v in headers)]
+    lines = [
+        f"{method} {target} HTTP/{version}",
+        "Host: gateway.localhost",
+        *(f"{n}: {v}" for n, v in headers),
+    ]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")

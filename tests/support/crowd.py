@@ -183,7 +183,7 @@ class Member:
     def request(self, transport: str | None = None) -> bytes:
         """Return the request for a stream that goes on where it is."""
         query = f"{self._topics()}&overflow={self.overflow}&cursor={self.cursor or self._start}"
-        head = f"GET /v1/events?{query} HTTP/1.1\r\nHost: x\r\n"
+        head = f"GET /v1/events?{query} HTTP/1.1\r\nHost: localhost\r\n"
         match transport or self.transport:
             case "websocket":
                 key = base64.b64encode(os.urandom(16)).decode()
@@ -233,7 +233,7 @@ class Member:
         if self.cursor is None and self._start != "latest":
             query += f"&cursor={self._start}"
         condition = f'If-None-Match: "{self.cursor}"\r\n' if self.cursor else ""
-        return f"GET /v1/events?{query} HTTP/1.1\r\nHost: x\r\n{condition}\r\n".encode()
+        return f"GET /v1/events?{query} HTTP/1.1\r\nHost: localhost\r\n{condition}\r\n".encode()
 
     def _answer(self, answer: dict[str, Any]) -> None:
         if self.began < 0:  # its first answer: it asked for what comes from now on, or for everything
@@ -337,7 +337,7 @@ async def _is_ready(port: int) -> bool:
     except OSError:
         return False
     try:
-        outgoing.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        outgoing.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return (await read_head(incoming)).status == 200
     except (OSError, asyncio.IncompleteReadError):
         return False
@@ -421,7 +421,8 @@ class Producer:
 
     async def _post(self, body: bytes) -> int:
         """Send a request; return the answer's status, 0 if there was none."""
-        head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d"
+        head = b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\n"
+        head += b"Content-Type: application/json\r\nContent-Length: %d"
         began = asyncio.get_running_loop().time()
         try:
             if self._connection is None:

@@ -1,0 +1,186 @@
+"""Describes who may come in: API keys, revocations, tickets, the cookie, newer tokens. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.auth.api import MAX_SECONDS, MAX_TEXT
+from gateway.auth.tokens import MAX_NAME, MAX_TOKEN_BYTES
+from gateway.openapi.operate import LIMIT
+from gateway.openapi.parts import (
+    BODY,
+    JSON,
+    TEXT,
+    TIME,
+    Json,
+    answer,
+    body,
+    listed,
+    number,
+    operation,
+    optional,
+    parameter,
+    ref,
+    refused,
+    shape,
+    taken,
+    text,
+)
+
+_CACHED: Final = ["Cache-Control"]
+_NAME: Final = text(1, MAX_NAME)
+_SECONDS: Final = optional(number(1, MAX_SECONDS, "How long it lasts; for ever if this is left out."))
+_CLAIMS: Final[Json] = {"type": "object", "description": "What it grants: the claims of a token."}
+_PAGE: Final = parameter("query", "page", TEXT, "The `next` of the page before.")
+
+SCHEMAS: Final[dict[str, Json]] = {
+    "ApiKey": shape(
+        "id begins subject claims description created expires",
+        id=TEXT,
+        begins={**TEXT, "description": "How its text begins."},
+        subject=TEXT,
+        claims=_CLAIMS,
+        description=TEXT,
+        created=TIME,
+        expires=optional(TIME),
+    ),
+    "NewApiKey": shape("id key", id=TEXT, key={**TEXT, "description": "Its text, which is shown here only."}),
+    "WantedApiKey": taken(
+        "subject", subject=_NAME, claims=_CLAIMS, description=text(0, MAX_TEXT), seconds=_SECONDS
+    ),
+    "Revocation": shape(
+        "id subject token tenant topic before expires reason",
+        id=TEXT,
+        subject=optional(TEXT),
+        token=optional(TEXT),
+        tenant=optional(TEXT),
+        topic=optional(TEXT),
+        before={**TIME, "description": "Tokens that were made before that are meant."},
+        expires=optional(TIME),
+        reason=TEXT,
+    ),
+    "WantedRevocation": {
+        **taken(
+            subject=optional(_NAME),
+            token=optional(_NAME),
+            tenant=optional(_NAME),
+            topic=optional(ref("Pattern")),
+            before=optional(TIME),
+            seconds=_SECONDS,
+            reason=text(0, MAX_TEXT),
+        ),
+        "description": "All that it names must be so of a token; it names something.",
+    },
+    "Ticket": shape("ticket seconds", ticket=TEXT, seconds=number(0, 3600)),
+    "Renewed": shape("connection expires", connection=TEXT, expires=optional(TIME)),
+    "WantedToken": taken("token", token=text(1, MAX_TOKEN_BYTES)),
+}
+
+
+def paths() -> Json:
+    """Return the paths."""
+    key = parameter("path", "key", TEXT, "The `id` of an API key.")
+    revocation = parameter("path", "revocation", TEXT, "The `id` of a revocation.")
+    connection = parameter("path", "name", text(1, 255), "What its `welcome` calls it.")
+    return {
+        "/v1/keys": {
+            "get": operation(
+                "listKeys",
+                "API keys, without what makes them work",
+                {
+                    "200": _ok("They are these.", shape("keys", keys=listed(ref("ApiKey")), next=TEXT)),
+                    **refused(422, 503),
+                },
+                parameters=[LIMIT, _PAGE],
+            ),
+            "post": operation(
+                "createKey",
+                "Make an API key",
+                {
+                    "201": _made("It is made.", ref("NewApiKey")),
+                    **refused(*BODY, 403, 409, 422, 503),
+                },
+                body=body({JSON: ref("WantedApiKey")}, required=True),
+            ),
+        },
+        "/v1/keys/{key}": {
+            "get": operation(
+                "getKey",
+                "One API key",
+                {"200": _ok("It is this.", ref("ApiKey")), **refused(404, 422, 503)},
+                parameters=[key],
+            ),
+            "delete": operation(
+                "deleteKey", "Have an API key open nothing any more", _gone(), parameters=[key]
+            ),
+        },
+        "/v1/revocations": {
+            "get": operation(
+                "listRevocations",
+                "What was revoked",
+                {
+                    "200": _ok(
+                        "It is this.", shape("revocations", revocations=listed(ref("Revocation")), next=TEXT)
+                    ),
+                    **refused(422, 503),
+                },
+                parameters=[LIMIT, _PAGE],
+            ),
+            "post": operation(
+                "createRevocation",
+                "Revoke tokens, or their right to topics",
+                {
+                    "201": _made("It is revoked.", ref("Revocation")),
+                    **refused(*BODY, 403, 409, 422, 503),
+                },
+                body=body({JSON: ref("WantedRevocation")}, required=True),
+            ),
+        },
+        "/v1/revocations/{revocation}": {
+            "get": operation(
+                "getRevocation",
+                "One revocation",
+                {"200": _ok("It is this.", ref("Revocation")), **refused(404, 422, 503)},
+                parameters=[revocation],
+            ),
+            "delete": operation(
+                "deleteRevocation", "Take a revocation back", _gone(), parameters=[revocation]
+            ),
+        },
+        "/v1/tickets": {
+            "post": operation(
+                "createTicket",
+                "Get a ticket, by which an EventSource or a WebSocket can be opened once",
+                {"201": _ok("It is made.", ref("Ticket")), **refused(*BODY, 422, 503)},
+            )
+        },
+        "/v1/session": {
+            "post": operation("createSession", "Put the token into a cookie", _gone()),
+            "delete": operation("deleteSession", "Take the cookie back", _gone()),
+        },
+        "/v1/connections/{name}/token": {
+            "post": operation(
+                "renewConnection",
+                "Go on with a newer token",
+                {
+                    "200": _ok("The connection goes on.", ref("Renewed")),
+                    "202": _ok("Another replica may have it, and is told.", ref("Renewed")),
+                    **refused(*BODY, 401, 404, 409, 422, 503),
+                },
+                parameters=[connection],
+                body=body({JSON: ref("WantedToken")}, required=True),
+            )
+        },
+    }
+
+
+def _ok(description: str, schema: Json) -> Json:
+    return answer(description, {JSON: schema}, _CACHED)
+
+
+def _made(description: str, schema: Json) -> Json:
+    return answer(description, {JSON: schema}, [*_CACHED, "Location"])
+
+
+def _gone() -> Json:
+    return {"204": answer("It is done."), **refused(*BODY, 403, 422, 503)}
