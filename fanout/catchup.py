@@ -166,7 +166,7 @@ class CatchUp:
 
     def __init__(self, hub: Hub, first: Callable[[], int]) -> None:
         self.hub = hub
-        self.gaps: dict[str, int] = {"expired": 0, "reset": 0, "overflow": 0}
+        self.gaps: dict[str, int] = {"expired": 0, "reset": 0, "overflow": 0, "history": 0}
         self._first = first
         self._shared = Shared()
 

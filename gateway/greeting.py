@@ -32,10 +32,10 @@ def greeting_of(streams: Streams, connection: Connection, place: Place) -> bytes
     expires = expiry_of(connection.caller)
     members = b'"connection":"%b","cursor":"%b"%b' % (connection.name.encode(), begin.encode(), expires)
     if wire in SSE_WIRES:
-        block = sse_block(begin, None, None, streams.retry_ms())
+        # Only who has to renew a token there needs to know the connection's name.
+        told = (b"{%b}" % members, "sluice.welcome") if expires else (None, None)
+        block = sse_block(begin, *told, streams.retry_ms())
         greeting = chunk(block) if wire is Wire.SSE_CHUNKED else block
-        if expires:  # who has to renew a token there needs to know the connection's name
-            greeting += control_frame(wire, "welcome", members)
     else:
         greeting = control_frame(wire, "welcome", members)
     if place.reset is not None:

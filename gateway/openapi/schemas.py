@@ -91,7 +91,7 @@ EVENTS: Final[dict[str, Json]] = {
     "Gap": {
         **shape(
             "reason from to",
-            reason=one_of("expired", "reset", "overflow"),
+            reason=one_of("expired", "reset", "overflow", "history"),
             **{"from": ref("Cursor"), "to": ref("Cursor")},
         ),
         "description": "Everything behind `from`, up to and including `to`, is skipped.",

@@ -263,7 +263,7 @@ def request_bytes(
     """Return a request as bytes; with Host, and Content-Length if there is a body."""
     lines = [
         f"{method} {target} HTTP/{version}",
-        "Host: gateway.localhost",
+        "Host: localhost",
         *(f"{n}: {v}" for n, v in headers),
     ]
     if body is not None:
@@ -569,6 +569,7 @@ class Sse(StreamSubscriber):
         if block.data is None:
             greeting, self._greeted = not self._greeted, True
             return {"control": "welcome" if greeting else "heartbeat", "cursor": block.id}
+        self._greeted = True
         message: Message = json.loads(block.data)
         if block.type == "message":
             assert message["cursor"] == block.id, f"the id {block.id} is not the cursor of {message}"
