@@ -33,8 +33,8 @@ def greeting_of(streams: Streams, connection: Connection, place: Place) -> bytes
     members = b'"connection":"%b","cursor":"%b"%b' % (connection.name.encode(), begin.encode(), expires)
     if wire in SSE_WIRES:
         # Only who has to renew a token there needs to know the connection's name.
-        told = (b"{%b}" % members, "sluice.welcome") if expires else (None, None)
-        block = sse_block(begin, *told, streams.retry_ms())
+        data, name = (b"{%b}" % members, "sluice.welcome") if expires else (None, None)
+        block = sse_block(begin, data, name, streams.retry_ms())
         greeting = chunk(block) if wire is Wire.SSE_CHUNKED else block
     else:
         greeting = control_frame(wire, "welcome", members)
