@@ -165,7 +165,7 @@ def test_hosts_that_are_not(host: bytes) -> None:
 async def test_a_page_of_its_own_needs_no_leave(origin: bytes, host: bytes) -> None:
     """It comes from where it asks; a proxy may have ended TLS, so the scheme does not count."""
     origins = Origins((), None)
-    assert await origins.check(of(origin, host)) == ()
+    assert await origins.check(of(origin, host), safe=False) == ()
     assert origins.may_use_cookie(of(origin, host))
 
 
@@ -180,7 +180,7 @@ async def test_a_page_of_its_own_needs_no_leave(origin: bytes, host: bytes) -> N
 )
 async def test_a_listed_page_may_come_in_with_its_cookies(origin: bytes) -> None:
     """It may read the answer, and the headers that it needs for reading on."""
-    headers = dict(await Origins(LISTED, None).check(of(origin)))
+    headers = dict(await Origins(LISTED, None).check(of(origin), safe=True))
     assert headers == {
         b"access-control-allow-origin": origin,
         b"access-control-allow-credentials": b"true",
@@ -228,7 +228,7 @@ async def test_pages_of_strangers_are_refused(origin: bytes) -> None:
     """Whatever they look like; and no cookie speaks for them, whatever else the browser says."""
     origins = Origins(LISTED, None)
     with pytest.raises(Problem) as caught:
-        await origins.check(of(origin))
+        await origins.check(of(origin), safe=True)
     assert caught.value.status == 403
     assert not origins.may_use_cookie(of(origin))
     assert not origins.may_use_cookie(of(origin, sec_fetch_site=b"same-origin"))
@@ -240,14 +240,14 @@ async def test_nobody_is_no_origin_of_ours(origin: bytes, host: bytes | None) ->
     """A request that does not say whom it is for is not for whoever does not say where it comes from."""
     assert not is_own(origin, host)
     with pytest.raises(Problem):
-        await Origins(LISTED, None).check(of(origin, host))
+        await Origins(LISTED, None).check(of(origin, host), safe=True)
 
 
 @pytest.mark.parametrize("origin", [each for each in STRANGERS if each], ids=repr)
 async def test_any_origin_is_never_one_with_credentials(origin: bytes) -> None:
     """With `*` every page may ask as a stranger: it gives a token of its own, and cookies do not count."""
     origins = Origins(("*",), None)
-    headers = await origins.check(of(origin))
+    headers = await origins.check(of(origin), safe=True)
     assert dict(headers) == {
         b"access-control-allow-origin": b"*",
         b"access-control-expose-headers": b"etag, location, retry-after",
@@ -264,11 +264,11 @@ async def test_a_page_of_another_replica_may_come_in_without_cookies() -> None:
         return origin == "http://replica2:8000"
 
     origins = Origins((), None, member)
-    headers = await origins.check(of(b"http://replica2:8000"))
+    headers = await origins.check(of(b"http://replica2:8000"), safe=False)
     assert dict(headers) == {b"access-control-allow-origin": b"http://replica2:8000", b"vary": b"origin"}
     assert not origins.may_use_cookie(of(b"http://replica2:8000"))
     with pytest.raises(Problem):
-        await origins.check(of(b"http://replica3:8000"))
+        await origins.check(of(b"http://replica3:8000"), safe=False)
     assert asked == ["http://replica2:8000", "http://replica3:8000"]
 
 
@@ -296,7 +296,7 @@ async def test_an_origin_that_is_not_listed_never_appears_in_an_answer(
     origins = Origins(("*",) if any_origin else LISTED, None)
     headers: Headers = ()
     try:
-        headers = await origins.check(of(origin))
+        headers = await origins.check(of(origin), safe=True)
     except Problem as problem:
         headers = tuple(problem.raw_headers(problem.body()))
         assert not any_origin
@@ -331,6 +331,32 @@ def test_whose_cookie_counts_without_an_origin(site: bytes | None, may: bool) ->
     """Only one that a page of ours, or the person at the address bar, made the browser send."""
     more = {} if site is None else {"sec_fetch_site": site}
     assert Origins(LISTED, None).may_use_cookie(of(None, **more)) is may
+
+
+@pytest.mark.parametrize(
+    ("site", "safe", "may"),
+    [
+        (b"cross-site", True, True),
+        (b"cross-site", False, False),
+        (b"same-site", False, False),
+        (b"same-origin", False, True),
+        (b"none", False, True),
+        (None, False, True),
+    ],
+    ids=repr,
+)
+async def test_what_changes_something_comes_from_our_own_pages(
+    site: bytes | None, safe: bool, may: bool
+) -> None:
+    """What a stranger's page makes a browser send may say no origin; the browser says whose page it is."""
+    more = {} if site is None else {"sec_fetch_site": site}
+    origins = Origins(LISTED, None)
+    if may:
+        assert await origins.check(of(None, **more), safe=safe) == ()
+    else:
+        with pytest.raises(Problem) as caught:
+            await origins.check(of(None, **more), safe=safe)
+        assert caught.value.status == 403
 
 
 # --- preflights
