@@ -9,7 +9,6 @@ The endpoint asks the caller for what only it knows: topics, services, whose con
 from __future__ import annotations
 
 from collections import Counter
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -193,14 +192,18 @@ def _bearer(given: list[bytes]) -> str | None:
 
 
 def _cookie(header: bytes | None) -> str | None:
-    """Return the token in a cookie."""
-    if header is None:
-        return None
-    try:
-        found = SimpleCookie(header.decode("latin-1")).get(COOKIE)
-    except CookieError:
-        return None
-    return unquote(found.value) if found is not None and found.value else None
+    """
+    Return the token in a cookie; whatever else has cookies at our name, and in whatever form.
+
+    Raises:
+        Problem: 401, there are several that differ: another site of our domain may have added one (RFC 6265,
+            8.6).
+    """
+    pairs = (part.partition("=") for part in (header or b"").decode("latin-1").split(";"))
+    found = {value.strip() for name, _, value in pairs if name.strip() == COOKIE} - {""}
+    if len(found) > 1:
+        raise unauthorized(given=True)
+    return unquote(found.pop()) if found else None
 
 
 def _takes_ticket(headers: dict[bytes, bytes]) -> bool:
@@ -213,7 +216,12 @@ def _takes_ticket(headers: dict[bytes, bytes]) -> bool:
 
 
 def _take_ticket(scope: Scope) -> str | None:
-    """Take the ticket out of a request's query, so that nothing behind the gate sees, keeps or tells it."""
+    """
+    Take the ticket out of a request's query, so that nothing behind the gate sees, keeps or tells it.
+
+    Raises:
+        Problem: 401, there are several.
+    """
     kept, tickets = [], []
     for part in scope["query_string"].split(b"&"):
         if part.startswith(_TICKET):
@@ -221,6 +229,6 @@ def _take_ticket(scope: Scope) -> str | None:
         else:
             kept.append(part)
     scope["query_string"] = b"&".join(kept)
-    if len(tickets) != 1:
+    if len(tickets) > 1:
         raise unauthorized(given=True)
-    return unquote(tickets[0].decode("latin-1"))
+    return unquote(tickets[0].decode("latin-1")) if tickets else None

@@ -20,7 +20,9 @@ from gateway.problems import Problem
 Headers = tuple[tuple[bytes, bytes], ...]
 
 ANY: Final = "*"
-_ORIGIN: Final = re.compile(r"https?://[^\s/?#@,*]+")
+_ORIGIN: Final = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^:]*)(?::[0-9]*)?", re.DOTALL)
+_PORTS: Final = {"http": "80", "https": "443"}
 _EXPOSED: Final = b"etag, location, retry-after"
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 _ASKED: Final = re.compile(rb"[A-Za-z0-9, _-]{0,1000}")
@@ -29,18 +31,24 @@ PREFLIGHT_SECONDS: Final = 600
 
 def parse_origins(text: str) -> tuple[str, ...]:
     """
-    Return the origins of a list, in lower case.
+    Return the origins of a list as browsers spell them: in lower case, without the port of the scheme.
 
     Raises:
         ValueError: one of them is none; the text says which.
     """
-    origins = tuple(dict.fromkeys(each.strip().lower() for each in text.split(",") if each.strip()))
-    for each in origins:
-        if each != ANY and not _ORIGIN.fullmatch(each):
-            raise ValueError(f"{each!r} is no origin like https://app.example.com, without a path")
+    origins = tuple(dict.fromkeys(_origin(each.strip().lower()) for each in text.split(",") if each.strip()))
     if ANY in origins and len(origins) > 1:
         raise ValueError("* is every origin: give it alone, or leave it out")
     return origins
+
+
+def _origin(text: str) -> str:
+    found = _ORIGIN.fullmatch(text)
+    if text != ANY and not found:
+        raise ValueError(f"{text!r} is no origin like https://app.example.com, without a path")
+    if found and found[3] == _PORTS[found[1]]:
+        return f"{found[1]}://{found[2]}"
+    return text
 
 
 def parse_hosts(text: str) -> frozenset[str]:
@@ -74,7 +82,7 @@ class Origins:
         member: Callable[[str], Awaitable[bool]] | None = None,
     ) -> None:
         self._any = ANY in allowed
-        self._allowed = frozenset(allowed)
+        self._allowed = frozenset(allowed) - {ANY}  # `*` stands for origins, and is none itself
         self._hosts = hosts
         self._member = member
 
@@ -88,8 +96,8 @@ class Origins:
         """
         if self._hosts is None or host is None:
             return
-        name = host.decode("latin-1").lower()
-        bare = name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
+        found = _HOST.fullmatch(host.decode("latin-1").lower())
+        bare = found[1] if found else ""
         if bare in self._hosts or bare == "localhost" or bare.endswith(".localhost"):
             return
         try:
@@ -146,16 +154,19 @@ class Origins:
 
 def is_own(origin: bytes, host: bytes | None) -> bool:
     """Tell whether an origin is the one that was asked. (The scheme may have changed on the way.)"""
-    return host is not None and origin.partition(b"://")[2].lower() == host.lower()
+    scheme, _, rest = origin.lower().partition(b"://")
+    return bool(host) and scheme in (b"http", b"https") and rest == (host or b"").lower()
 
 
 def preflight(headers: Mapping[bytes, bytes], allowed: Headers) -> Headers:
-    """Return the headers that answer whether a page may make a request (Fetch standard, CORS-preflight)."""
+    """
+    Return the headers that answer whether a page may make a request (Fetch standard, CORS-preflight). The
+    answer is 204, which must not say how long its content is (RFC 9110, 8.6).
+    """
     asked = headers.get(b"access-control-request-headers", b"")
     return (
         *allowed,
         (b"access-control-allow-methods", _METHODS),
         (b"access-control-allow-headers", asked if _ASKED.fullmatch(asked) else b""),
         (b"access-control-max-age", b"%d" % PREFLIGHT_SECONDS),
-        (b"content-length", b"0"),
     )

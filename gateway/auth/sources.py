@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from gateway.auth.keyset import MAX_SET_BYTES, BadKey, KeySet
 from gateway.client import is_local
@@ -174,7 +175,7 @@ class KeyUrl:
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
-        parts = urlsplit(url)
+        parts = _split(url)
         if parts.scheme != "https" and not (parts.scheme == "http" and is_local(url)):
             raise BadKey("keys are fetched by https:// only, so that nobody else can give us some")
         self.failures = 0
@@ -198,24 +199,27 @@ class KeyUrl:
         """Ask, if it is not too soon."""
         before = self.keys
         async with self._fetching:
-            if self.keys is before and self._clock() - self._asked < AGAIN_SECONDS:
-                return False
-        await self._fetch()
+            # Who asked while we waited may have found them.
+            if self.keys is before and self._clock() - self._asked >= AGAIN_SECONDS:
+                await self._ask()
         return self.keys is not before
 
     async def _fetch(self) -> None:
         async with self._fetching:
-            self._asked = self._clock()
-            try:
-                text = await _get(self._url)
-                found = KeySet.parse(text, public=True)
-            except (BadKey, OSError) as error:
-                self.failures += 1
-                log.warning("auth.keys: those at %s cannot be used: %s", _shown(self._url), error)
-                return
-            if self.keys is None or not self.keys.is_same(found):
-                self.keys = found
-                log.info("auth.keys: read %d from %s", len(found), _shown(self._url))
+            await self._ask()
+
+    async def _ask(self) -> None:
+        self._asked = self._clock()
+        try:
+            text = await _get(self._url)
+            found = KeySet.parse(text, public=True)
+        except (BadKey, OSError) as error:
+            self.failures += 1
+            log.warning("auth.keys: those at %s cannot be used: %s", _shown(self._url), error)
+            return
+        if self.keys is None or not self.keys.is_same(found):
+            self.keys = found
+            log.info("auth.keys: read %d from %s", len(found), _shown(self._url))
 
 
 async def _get(url: str) -> bytes:
@@ -231,7 +235,11 @@ async def _get(url: str) -> bytes:
     try:
         async with (
             asyncio.timeout(FETCH_SECONDS),
-            httpx.AsyncClient(timeout=FETCH_SECONDS, trust_env=not is_local(url)) as client,
+            httpx.AsyncClient(
+                timeout=FETCH_SECONDS,
+                trust_env=not is_local(url),
+                verify=await _trusting(url),
+            ) as client,
             client.stream("GET", url, headers={"accept": "application/json"}) as answer,
         ):
             if answer.status_code != 200:
@@ -242,8 +250,15 @@ async def _get(url: str) -> bytes:
                 if len(text) > MAX_SET_BYTES:
                     raise BadKey(f"the set has more than {MAX_SET_BYTES} bytes")
             return text
-    except (httpx.HTTPError, TimeoutError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         raise OSError(str(error) or type(error).__name__) from None
+
+
+async def _trusting(url: str) -> ssl.SSLContext:
+    """Return what trusts whom the system trusts, not httpx's own list; reading that takes a while."""
+    if url.startswith("http:"):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not needed, and trusts nobody
+    return await asyncio.to_thread(ssl.create_default_context)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
@@ -261,6 +276,24 @@ def _read(path: Path) -> KeySet:
     except OSError as error:
         raise BadKey(f"it cannot be read: {os.strerror(error.errno or 0)}") from None
     return KeySet.parse(text, public=False)
+
+
+def _split(url: str) -> SplitResult:
+    """
+    Return the parts of an address.
+
+    Raises:
+        BadKey: it is none.
+    """
+    wrong = BadKey("it is no address of keys like https://login.example.com/keys.json")
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise wrong from None
+    if not has_host or not url.isprintable() or " " in url:
+        raise wrong
+    return parts
 
 
 def _shown(url: str) -> str:

@@ -130,14 +130,16 @@ class PostgresAccess:
         self._database = database
 
     async def put(self, kind: str, name: str, value: bytes, expires: int) -> None:
-        async def work(connection: Connection) -> None:
+        async def work(connection: Connection) -> bool:
             async with connection.transaction():
                 revision = await connection.fetchval(_NEXT)  # whoever else writes waits here
                 if await connection.fetchval(_numbered(_COUNT), kind) >= MAX_ENTRIES:
-                    raise EntriesFull
+                    return False
                 await connection.execute(_numbered(_PUT), kind, name, value, expires, revision)
+                return True
 
-        await self._database.run(work)
+        if not await self._database.run(work):
+            raise EntriesFull  # here, as work that fails costs its connection
 
     async def remove(self, kind: str, name: str) -> bool:
         async def work(connection: Connection) -> bool:

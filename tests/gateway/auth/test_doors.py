@@ -50,6 +50,8 @@ def test_every_route_has_a_door() -> None:
         ("GET", "//v1/events", None),
         ("GET", "/admin", None),
         ("GET", "/metrics\n", None),
+        ("POST", "/v1/requests/x:retry\n", None),
+        ("POST", "/v1/requests/x\n:retry", Door.OPERATOR),
     ],
     ids=lambda value: value if isinstance(value, str) else str(value),
 )
