@@ -11,7 +11,17 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from gateway.client import REQUEST_SECONDS, ClientError, opener, refusal, rest_of, unreachable, url_of
+from gateway.client import (
+    REQUEST_SECONDS,
+    UNREADABLE,
+    ClientError,
+    opener,
+    refusal,
+    rest_of,
+    unreachable,
+    url_of,
+)
+from gateway.values import read_json
 
 PAGE: Final = 1000
 """Entries that are asked for at a time."""
@@ -35,7 +45,7 @@ class ApiClient:
 
     def ask(self, method: str, path: str, members: Any = None) -> Any:
         """
-        Make a request and return the JSON of its answer; None if there is none.
+        Make a request and return what its answer is, decoded as by `read_json`; None if it is empty.
 
         Args:
             method: of the request.
@@ -45,21 +55,24 @@ class ApiClient:
         Raises:
             ClientError: it was refused, or not answered.
         """
-        body = None if members is None else msgspec.json.encode(members)
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        url = url_of(self._base, path)
-        request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310  # `url_of` saw the scheme
+        answer = self._answer(method, path, members)
         try:
-            with self._opener.open(request, timeout=REQUEST_SECONDS) as response:
-                answer = response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                failure = refusal(self._base, error.code, error.headers.get("Retry-After"), rest_of(error))
-        except (OSError, http.client.HTTPException) as error:
-            failure = unreachable(self._base, error)
-        else:
-            return self._decoded(answer) if answer else None
-        raise ClientError(failure.why)
+            return read_json(answer) if answer else None
+        except ValueError:
+            raise self._no_gateway() from None
+
+    def line(self, method: str, path: str) -> bytes:
+        """
+        Make a request and return the JSON of its answer on one line, with everything in it as it came: no
+        value of Python lies between, so nothing is too large.
+
+        Raises:
+            ClientError: it was refused, or not answered.
+        """
+        try:
+            return msgspec.json.format(self._answer(method, path), indent=-1)
+        except UNREADABLE:
+            raise self._no_gateway() from None
 
     def entries(self, path: str, name: str, limit: int | None = None, **query: str) -> Iterator[Any]:
         """
@@ -84,8 +97,22 @@ class ApiClient:
             if left is not None:
                 left -= len(answer[name])
 
-    def _decoded(self, answer: bytes) -> Any:
+    def _no_gateway(self) -> ClientError:
+        return ClientError(f"{self._base} gave an answer that is not a gateway's")
+
+    def _answer(self, method: str, path: str, members: Any = None) -> bytes:
+        body = None if members is None else msgspec.json.encode(members)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        url = url_of(self._base, path)
+        request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310  # `url_of` saw the scheme
         try:
-            return msgspec.json.decode(answer)
-        except msgspec.DecodeError:
-            raise ClientError(f"{self._base} gave an answer that is not a gateway's") from None
+            with self._opener.open(request, timeout=REQUEST_SECONDS) as response:
+                answer: bytes = response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                failure = refusal(self._base, error.code, error.headers.get("Retry-After"), rest_of(error))
+        except (OSError, http.client.HTTPException) as error:
+            failure = unreachable(self._base, error)
+        else:
+            return answer
+        raise ClientError(failure.why)

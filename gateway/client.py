@@ -51,6 +51,10 @@ REQUEST_SECONDS: Final = 30.0
 PATIENCE_SECONDS: Final = 60.0
 
 
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What decoding raises: of no JSON, of a string in it that is no UTF-8, of too many levels."""
+
+
 class ClientError(Exception):
     """What the command asked for cannot be had; the text is one sentence for its user."""
 
@@ -190,7 +194,7 @@ class _Problem(msgspec.Struct):
 def _accepted(base: str, body: bytes) -> Accepted:
     try:
         answer = msgspec.json.decode(body, type=_Answer)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         raise ClientError(f"{base} gave an answer that is not a gateway's") from None
     return Accepted(answer.accepted, answer.duplicates, answer.cursor)
 
@@ -210,7 +214,7 @@ def refusal(base: str, status: int, retry_after: str | None, body: bytes) -> Fai
         ClientError: it will not pass.
     """
     problem = _Problem()
-    with suppress(msgspec.DecodeError):
+    with suppress(*UNREADABLE):
         problem = msgspec.json.decode(body, type=_Problem)
     why = f"{base} answered {status}"
     if problem.detail or problem.title:
@@ -406,5 +410,5 @@ class Follower:
 def _decoded(base: str, text: bytes) -> _Message:
     try:
         return msgspec.json.decode(text, type=_Message)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         raise ClientError(f"{base} sent a message that is not a gateway's") from None

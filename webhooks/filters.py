@@ -14,11 +14,11 @@ functions of one value.
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 import msgspec
 
+from gateway.values import read_json
 from webhooks.errors import Invalid, shown, step
 from webhooks.operators import MISSING, OPERATORS, Condition, Nothing, equal_to, negated
 
@@ -38,8 +38,6 @@ event too many than one lost.
 _SEARCH_PARTS: Final = 10
 _GROUPS: Final = ("$and", "$or", "$not")
 _NO_FILTER: Final = "a filter is an object: conditions by the names of members"
-
-_decode = msgspec.json.Decoder().decode
 
 
 class Filter:
@@ -76,24 +74,9 @@ def read(data: bytes) -> Any:
     A number that is too large for any other is infinite, with its sign.
     """
     try:
-        return _decode(data)
+        return read_json(data)
     except ValueError:
-        return _read_large(data)
-    except RecursionError:
         return UNREADABLE
-
-
-def _read_large(data: bytes) -> Any:
-    """Decode JSON with numbers that msgspec refuses."""
-    try:
-        return json.loads(data, parse_int=_number)
-    except (ValueError, RecursionError):
-        return UNREADABLE
-
-
-def _number(text: str) -> int | float:
-    """Return an integer; Python reads none with thousands of digits, and float() takes any number of them."""
-    return int(text) if len(text) < 1000 else float(text)
 
 
 class _Compiler:

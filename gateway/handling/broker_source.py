@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 import logging
 import math
-from base64 import b64decode
 from collections import OrderedDict, deque
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from msgspec import UNSET, Raw
 
 from gateway.handling.consumer import Consumer, Held
+from gateway.handling.data import data_of
 from gateway.handling.source import Job, SourceError
 from gateway.requests.buckets import BACKOFF, DELIVERIES, RESULT_BYTES, TRIES
-from gateway.requests.changes import Change, State, Trouble
+from gateway.requests.changes import Change, State, Trouble, ms_of
 from gateway.requests.leasing import backoff
 
 if TYPE_CHECKING:
@@ -190,7 +189,12 @@ class BrokerSource:
             return None
         attempt = change.attempt + held.deliveries + 1
         job = Job(
-            f"{token}/{next(self._leases)}", token, change.service, attempt, _data(change), REPORT_SECONDS
+            f"{token}/{next(self._leases)}",
+            token,
+            change.service,
+            attempt,
+            data_of(change.data, change.data_base64),
+            REPORT_SECONDS,
         )
         if held.deliveries >= DELIVERIES:
             detail = f"{held.deliveries} workers vanished with it"
@@ -228,13 +232,7 @@ def _next(before: Change, state: State, job: Job, **members: Any) -> Change:
 
 
 def _expired(change: Change) -> bool:
-    return change.expires is not UNSET and change.expires < datetime.now(UTC)
-
-
-def _data(change: Change) -> Any:
-    if change.data_base64 is not UNSET:
-        return b64decode(msgspec.json.decode(change.data_base64, type=str))
-    return None if change.data is UNSET else msgspec.json.decode(change.data)
+    return change.expires is not UNSET and ms_of(change.expires) < ms_of(datetime.now(UTC))
 
 
 def _number(held: Held, name: str, otherwise: int) -> int:

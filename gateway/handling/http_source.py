@@ -6,13 +6,14 @@ import asyncio
 import logging
 import random
 import ssl
-from base64 import b64decode
 from typing import Any, Final
 
 import httpx
 import msgspec
+from msgspec import UNSET, Raw, UnsetType
 
-from gateway.client import RETRIED, delay_before
+from gateway.client import RETRIED, UNREADABLE, delay_before
+from gateway.handling.data import data_of
 from gateway.handling.source import Job, SourceError
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class HttpSource:
 
     async def progress(self, job: Job, value: bytes | None) -> bool:
         """See `Source.progress`."""
-        members = {} if value is None else {"progress": msgspec.Raw(value)}
+        members = {} if value is None else {"progress": Raw(value)}
         answer = await self._post(f"/v1/leases/{job.lease}:progress", members)
         if answer.status_code == 413:
             log.warning("worker.progress", extra={"token": job.token, "why": _detail(answer)})
@@ -83,7 +84,7 @@ class HttpSource:
 
     async def complete(self, job: Job, result: bytes) -> bool:
         """See `Source.complete`."""
-        answer = await self._settle(job, "complete", {"result": msgspec.Raw(result)})
+        answer = await self._settle(job, "complete", {"result": Raw(result)})
         if answer is not None and answer.status_code == 413:
             # Where it was far too large nobody has looked at it, and the request still waits for its end.
             await self.fail(job, "result", _detail(answer), again=False)
@@ -135,13 +136,12 @@ class HttpSource:
     def _leases(self, answer: httpx.Response) -> list[Job]:
         try:
             leases = msgspec.json.decode(answer.content, type=_Leases).leases
-            jobs = [_job(each) for each in leases]
-        except (msgspec.DecodeError, ValueError):
+        except UNREADABLE:
             raise SourceError(
                 f"{self._base} gave an answer that is not a gateway's, or of another version"
             ) from None
         self._known = True
-        return jobs
+        return [_job(each) for each in leases]
 
 
 class _Lease(msgspec.Struct):
@@ -152,8 +152,8 @@ class _Lease(msgspec.Struct):
     service: str
     attempt: int
     seconds: float
-    data: Any = None
-    data_base64: str | None = None
+    data: Raw | UnsetType = UNSET
+    data_base64: Raw | UnsetType = UNSET
 
 
 class _Leases(msgspec.Struct):
@@ -161,7 +161,7 @@ class _Leases(msgspec.Struct):
 
 
 def _job(lease: _Lease) -> Job:
-    data = lease.data if lease.data_base64 is None else b64decode(lease.data_base64, validate=True)
+    data = data_of(lease.data, lease.data_base64)
     return Job(lease.lease, lease.token, lease.service, lease.attempt, data, lease.seconds)
 
 
@@ -169,5 +169,5 @@ def _detail(answer: httpx.Response) -> str:
     """Return what an answer says is wrong."""
     try:
         return str(msgspec.json.decode(answer.content)["detail"])
-    except (msgspec.DecodeError, UnicodeError, KeyError, TypeError):
+    except (*UNREADABLE, KeyError, TypeError):
         return f"status {answer.status_code}"

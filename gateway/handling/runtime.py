@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.handling.data import Unreadable
 from gateway.handling.loading import Handler, described, is_async
 from gateway.handling.request import Refused, Request
 from gateway.handling.source import Job, Source, SourceError
@@ -178,6 +179,8 @@ class Runtime:
 
     async def _call(self, request: Request) -> bytes:
         """Call the handler; return its result as JSON."""
+        if isinstance(request.data, Unreadable):
+            raise Refused(request.data.why)
         limit = asyncio.timeout(self._timeout)
         try:
             async with limit:
@@ -191,7 +194,7 @@ class Runtime:
             raise
         try:
             return msgspec.json.encode(result)
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise _NoResult(f"what the handler returned cannot be JSON: {error}") from None
 
     async def _in_thread(self, request: Request) -> Any:

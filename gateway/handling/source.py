@@ -20,7 +20,7 @@ class Job:
         token: what everybody else does.
         service: who was asked.
         attempt: which time this is.
-        data: what the client handed in.
+        data: what the client handed in, as its handler gets it; `Unreadable` if that cannot be.
         seconds: for how long the worker may be silent about it.
     """
 

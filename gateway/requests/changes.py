@@ -58,8 +58,9 @@ class Trouble(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         reason: one word: `error` the handler raised, `timeout` it took too long, `lost` its worker went
-            silent, `refused` the handler said never again, `result` what it returned cannot be a result,
-            `expired` nobody had done it in time, `gone` retention took its data.
+            silent, `refused` the handler said never again, or its worker cannot read what was handed in,
+            `result` what it returned cannot be a result, `expired` nobody had done it in time, `gone`
+            retention took its data.
         detail: a sentence for people.
     """
 

@@ -139,10 +139,21 @@ def test_what_is_refused_is_not_sent_again(status: int) -> None:
     assert len(server.bodies) == 1
 
 
-def test_an_answer_that_is_no_gateways_is_an_error() -> None:
+@pytest.mark.parametrize(
+    "body", [b"<html>hello</html>", b'{"cursor":"\xff"}', b"[" * 5000], ids=["html", "latin-1", "deep"]
+)
+def test_an_answer_that_is_no_gateways_is_an_error(body: bytes) -> None:
     """Some other server that answers 202 is noticed."""
-    with scripted_http(Answer(body=b"<html>hello</html>")) as server:
+    with scripted_http(Answer(body=body)) as server:
         with pytest.raises(ClientError, match="not a gateway's"):
+            Publisher(server.url, pytest.fail).publish([EVENT])
+
+
+@pytest.mark.parametrize("body", [b'{"title":"\xff"}', b"[" * 5000], ids=["latin-1", "deep"])
+def test_a_refusal_that_cannot_be_read_is_one(body: bytes) -> None:
+    """The status is enough; what a proxy says in its own way is not passed on."""
+    with scripted_http(Answer(403, body=body)) as server:
+        with pytest.raises(ClientError, match=r"answered 403$"):
             Publisher(server.url, pytest.fail).publish([EVENT])
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.requests.buckets import BUCKETS, DELIVERIES, bucket_of, key_of, queue_of
 from gateway.requests.changes import new_token
-from tests.integration.test_worker import HANDLER
+from tests.integration.test_worker import HANDLER, NUMBERS, NUMBERS_SEEN
 from tests.support.accounts import until
 from tests.support.clients import fetch
 from tests.support.clients import until as until_asked
@@ -239,10 +239,41 @@ async def test_what_a_worker_cannot_read_fails(broker: Broker, apis: tuple[Api, 
     with WorkerProcess(broker.url, "odd", HANDLER) as worker:
         for number, body in enumerate((b"{", b'{"state":"queued"}', b'{"state":"done","service":"odd"}')):
             publish(broker, key_of("sluicegate", "odd", number), body)
+        expired = b'{"state":"queued","service":"odd","expires":"2020-01-01T00:00:00"}'  # of no time zone
+        publish(broker, key_of("sluicegate", "odd", 4), expired)
         token = await apis[0].submit("odd", 1)
         assert (await apis[1].show(token, wait=30))["state"] == "done"
         await until(lambda: left(broker, "odd") == 0, "the queues are empty")
         assert worker.log_text().count("worker.unreadable") == 3
+
+
+async def test_a_worker_takes_numbers_of_any_size(broker: Broker, apis: tuple[Api, Api]) -> None:
+    """As one at a gateway's door does."""
+    with WorkerProcess(broker.url, "odd", HANDLER) as worker:
+        token = await apis[0].submit("odd", NUMBERS)
+        shown = await apis[1].show(token, wait=30)
+        assert (shown["state"], shown.get("result")) == ("done", NUMBERS_SEEN), shown
+        assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("data", [b'"%%%"', b'"\\u00e9"', b'"QQ"', b"7"])
+async def test_data_that_cannot_be_read_fails_its_request(
+    broker: Broker, apis: tuple[Api, Api], data: bytes
+) -> None:
+    """Whoever may publish on the broker may publish anything; the next one is done by the same worker."""
+    expires = (await apis[0].show(await apis[0].submit("none", 1)))["expires"].encode()
+    mine = new_token()
+    body = b'{"state":"queued","service":"odd","expires":"%b","data_base64":%b}' % (expires, data)
+    bucket = key_of("sluicegate", "odd", bucket_of(mine))
+    with WorkerProcess(broker.url, "odd", HANDLER) as worker:
+        publish(broker, f"requests.{mine}", body, key=mine, BCC=[bucket])
+        await until_asked(lambda: _is(apis[1], mine, "failed"), "it fails")
+        error = (await apis[1].show(mine))["error"]
+        assert error["reason"] == "refused"
+        assert error["detail"].startswith("its worker cannot read what was handed in: ")
+        token = await apis[0].submit("odd", 1)
+        assert (await apis[1].show(token, wait=30))["state"] == "done"
+        assert worker.stop() == 0
 
 
 async def test_what_no_worker_survives_fails(broker: Broker, apis: tuple[Api, Api]) -> None:

@@ -55,6 +55,18 @@ async def test_from_failed_to_done(process: GatewayProcess) -> None:
     assert "WORKERS WAIT" in await _run(process, "services")
 
 
+async def test_a_result_of_any_size_is_shown(process: GatewayProcess) -> None:
+    """Numbers that Python cannot hold are infinite in a table, and as they came in JSON."""
+    api = Api(address_of(process))
+    token = await api.submit("reports", 1)
+    (lease,) = await api.lease("reports")
+    digits = "9" * 5000
+    answer = await api.end(lease, "complete", b'{"result": [1e999, -%b,\n 0]}' % digits.encode())
+    assert answer.status == 204, answer
+    assert "  inf, -inf, 0\n" in await _run(process, "show", token)
+    assert f'"result":[1e999,-{digits},0]' in (await _run(process, "show", token, "--json")).splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "why"),
     [

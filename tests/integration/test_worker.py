@@ -25,6 +25,8 @@ def handle(request):
         raise Refused("not this one")
     if data == "fail":
         raise ValueError("no luck")
+    if isinstance(data, list):
+        return [str(each) for each in data]
     if data == "large":
         return "x" * 5000
     if data == "larger":
@@ -35,6 +37,12 @@ def handle(request):
             time.sleep(0.1)
     return {"data": data, "attempt": request.attempt}
 """
+
+
+NUMBERS = b'[1e999, -1e999, %b, -%b, 123456789012345678901234567890, "\\u00e9"]' % ((b"9" * 5000,) * 2)
+"""Those that are too large for Python's, and one that is not."""
+NUMBERS_SEEN = ["inf", "-inf", "inf", "-inf", "123456789012345678901234567890", "é"]
+"""What the handler makes of them."""
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +78,15 @@ async def test_a_worker_works(process: GatewayProcess, api: Api) -> None:
             for name, value in expected.items():
                 got = shown[name]
                 assert (got | value if isinstance(got, dict) else value) == got, (data, shown)
+
+
+async def test_a_worker_takes_numbers_of_any_size(process: GatewayProcess, api: Api) -> None:
+    """JSON has no bounds for them, and what the gateway took must not be the worker's end."""
+    with WorkerProcess(process.url, "reports", HANDLER) as worker:
+        token = await api.submit("reports", NUMBERS)
+        shown = await api.show(token, wait=30)
+        assert (shown["state"], shown.get("result")) == ("done", NUMBERS_SEEN), shown
+        assert worker.stop() == 0
 
 
 async def test_a_slow_handler_keeps_its_request_and_tells_of_it(process: GatewayProcess, api: Api) -> None:

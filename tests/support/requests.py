@@ -34,9 +34,11 @@ class Api:
         return token
 
     async def post(self, path: str, data: Any = None, **headers: str) -> Response:
-        """Post JSON, or an empty body for None."""
+        """Post JSON, bytes as they are, or an empty body for None."""
         given = [(name.replace("_", "-"), value) for name, value in headers.items()]
-        body = b"" if data is None else json.dumps(data).encode()
+        if data is None:
+            data = b""
+        body = data if isinstance(data, bytes) else json.dumps(data).encode()
         return await fetch(self.address, path, (), [*JSON, *given], method="POST", body=body)
 
     async def show(self, token: str, wait: float = 0) -> Any:

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from gateway.handling import Refused, Request
+from gateway.handling.data import Unreadable
 from gateway.handling.loading import Handler
 from gateway.handling.runtime import STRAYS, Runtime
 from gateway.handling.source import Job, SourceError
@@ -131,6 +132,18 @@ async def test_what_a_handler_raises(outcome: Any, end: Any) -> None:
     async with running(source, lambda request: outcome() if request.data == "bad" else "fine") as runtime:
         await source.until(2)
     assert source.ends == {"token-0": end, "token-1": ("done", "fine")}
+    assert (runtime.done, runtime.failed) == (1, 1)
+
+
+async def test_what_cannot_be_read_fails_its_request() -> None:
+    """The handler does not see it, and the next one is done."""
+    source = Memory(Unreadable("nobody can read this"), "good")
+    async with running(source, lambda request: str(request.data)) as runtime:
+        await source.until(2)
+    assert source.ends == {
+        "token-0": ("refused", "nobody can read this", False),
+        "token-1": ("done", "good"),
+    }
     assert (runtime.done, runtime.failed) == (1, 1)
 
 
