@@ -63,6 +63,7 @@ from webhooks.service import Webhooks
 if TYPE_CHECKING:
     from gateway.auth.access import Access
     from gateway.postgres.database import Database
+    from gateway.server import Doorkeeper
     from gateway.stream_log import StreamLog
     from gateway.tls import Tls
     from gateway.workers.worker import Worker
@@ -87,6 +88,7 @@ class Gateway:
         self.settings = settings
         self.worker = worker
         self.tls: Tls | None = None  # where it is a server of its own, and that one encrypts
+        self.doorkeeper: Doorkeeper | None = None  # where it is a server of its own
         folder = settings.data_folder
         self.log: SqliteLog | StreamLog = (
             _stream_log(settings)
@@ -261,6 +263,8 @@ class Gateway:
         if trouble is None and self.webhooks is not None and self._running is not None:
             trouble = self.webhooks.ready
         if trouble is not None:
+            reasons.append(trouble)
+        if self.doorkeeper is not None and (trouble := self.doorkeeper.guard.memory.trouble()) is not None:
             reasons.append(trouble)
         return reasons
 

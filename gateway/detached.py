@@ -197,6 +197,7 @@ class Detached(asyncio.Protocol):
             self.socket = None
         self.full = True
         self.streams.lost(self)
+        self.streams.closed(self.transport)
 
 
 class DetachedStream(Detached):

@@ -107,6 +107,7 @@ class Intake:
         self.duplicates = 0
         self.busy = 0  # calls refused because the log's queue was full
         self.unavailable = 0  # calls that failed because the log could not store
+        self.refuses: Callable[[], Problem | None] = lambda: None  # why a WebSocket may publish nothing now
         self._clock = clock
         self._now = 0
 
@@ -167,8 +168,10 @@ class Intake:
         Publish one event given by its fields; `data` must be one JSON value, and UTF-8.
 
         Raises:
-            Problem: 422 or 413, the event is refused; 503, as `publish`.
+            Problem: 422 or 413, the event is refused; 503, as `publish`, or there is no memory for more.
         """
+        if (problem := self.refuses()) is not None:
+            raise problem
         return await self.publish([self.mint.event(self.now(), topic, data, id, type, key, ttl)])
 
     async def _store(self, events: list[Event]) -> None:

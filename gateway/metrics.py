@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from fanout import heartbeat
 from fanout.connection import State
+from gateway.limits.guard import GUARDED
 from webhooks.counters import BOUNDS
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Collector:
         yield from self._log()
         yield from self._store()
         yield from self._connections()
+        yield from self._limits()
         yield from self._intake()
         yield from self._webhooks()
         yield from self._requests()
@@ -97,6 +99,32 @@ class Collector:
         )
         behind = sum(connection.state is not State.LIVE for connection in hub.connections)
         yield GaugeMetricFamily("sluice_connections_behind", "Connections that are not at the head.", behind)
+
+    def _limits(self) -> Iterator[Metric]:
+        doorkeeper = self._gateway.doorkeeper
+        counted = {"max_connections": self._gateway.streams.turned_away}
+        if doorkeeper is not None:
+            guard = doorkeeper.guard
+            counted |= {name: guard.refused[name] for name in GUARDED}
+            yield GaugeMetricFamily(
+                "sluice_connections_waiting",
+                "Connections that have sent no complete request yet.",
+                len(doorkeeper.room),
+            )
+            yield GaugeMetricFamily("sluice_memory_bytes", "Memory of this process.", guard.memory.resident)
+            yield GaugeMetricFamily(
+                "sluice_memory_limit_bytes",
+                "Memory above which nothing new begins; 0 is no limit.",
+                guard.memory.limit,
+            )
+        refused = CounterMetricFamily(
+            "sluice_refused",
+            "Connections and requests refused, by the limit that was reached.",
+            labels=["limit"],
+        )
+        for name, number in counted.items():
+            refused.add_metric([name], number)
+        yield refused
 
     def _intake(self) -> Iterator[Metric]:
         intake = self._gateway.intake

@@ -15,7 +15,7 @@ import logging
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -26,10 +26,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.utils import is_ssl
 
 from gateway.drain import Drain
+from gateway.handshake import Handshake
+from gateway.limits.guard import Guard, Verdict
+from gateway.limits.refusal import ComeBack
+from gateway.limits.waiting import WaitingRoom
+from gateway.limits.work import opens_stream, takes_memory
 from gateway.problems import ClientGone, Problem
 from gateway.proxies import TrustedProxies
 from gateway.subscribe import DETACH
-from gateway.tls import SHUTDOWN_SECONDS, Tls
+from gateway.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -71,25 +76,50 @@ class Doorkeeper:
         address: where the server listens.
         max_head: bytes a request's line and headers may have.
         timeout: seconds a client may take to send them.
+        guard: knows the limits; there are none without.
+
+    Attributes:
+        room: the connections that have sent no complete request yet, but for those of proxies.
     """
 
-    def __init__(self, address: tuple[str, int], max_head: int, timeout: float) -> None:
+    def __init__(
+        self, address: tuple[str, int], max_head: int, timeout: float, guard: Guard | None = None
+    ) -> None:
         self.address = address
         self.max_head = max_head
         self.timeout = timeout
+        self.guard = guard or Guard()
+        self.room: WaitingRoom[HttpProtocol] = WaitingRoom()
         self.leaving = False  # others take the connections now: each is closed behind its next answer
         self.waiting: dict[HttpProtocol, float] = {}  # since when its head has been due, oldest first
         self._lobby: deque[Callable[[], None]] = deque()
         self._entered = 0  # in this turn of the loop
 
     def expect(self, protocol: HttpProtocol) -> None:
-        """A head is due from now on."""
+        """A request is due from now on, and first its head."""
         self.waiting.pop(protocol, None)
         self.waiting[protocol] = asyncio.get_running_loop().time()
+        self.wait(protocol)
+
+    def wait(self, protocol: HttpProtocol) -> None:
+        """A request is due, at some time; if too many are, one of those who owe it is dropped."""
+        if protocol.address is None or protocol in self.room:
+            return
+        self.room.add(protocol, protocol.address)
+        if 0 < self.guard.limits.waiting < len(self.room):
+            last = self.room.next_to_go()
+            self.complete(last)
+            self.guard.refused["max_waiting"] += 1
+            last.transport.abort()
 
     def arrived(self, protocol: HttpProtocol) -> None:
         """The head is there, or the connection gone."""
         self.waiting.pop(protocol, None)
+
+    def complete(self, protocol: HttpProtocol) -> None:
+        """The whole request is there, or the connection gone."""
+        self.waiting.pop(protocol, None)
+        self.room.discard(protocol)
 
     def enter(self, begin: Callable[[], None]) -> None:
         """
@@ -151,21 +181,53 @@ class HttpProtocol(HttpToolsProtocol):
         self._behind = b""  # … and is kept here until somebody takes the socket over
         self._ended = False  # what comes is not read any more: it cannot be told what it is
         self._later = b""  # received, but not parsed before fewer requests wait
+        self.made = False  # a connection is made: in TLS, the handshake is over
+        self._arrived = False
+        self.address: Hashable = None  # what the peer counts as; None if it is not counted
+        self._verdict = Verdict.IN
+        self._asking: Hashable = None  # who asks by way of a proxy for what is being answered
+
+    def arrive(self, transport: asyncio.Transport) -> bool:
+        """A client connected, and may have yet to shake hands; return False if it was cut off at once."""
+        self._arrived = True
+        self.transport = transport
+        peer = transport.get_extra_info("peername")
+        if not isinstance(peer, tuple):
+            return True
+        self.client = (peer[0], peer[1])
+        guard = self.doorkeeper.guard
+        self.address = guard.address_of(peer[0])
+        self._verdict = guard.enter(self.address)
+        if self._verdict is Verdict.CUT:
+            self.part()
+            transport.abort()
+            return False
+        self.doorkeeper.wait(self)
+        return True
+
+    def part(self) -> None:
+        """The connection is gone, or somebody else's. Idempotent."""
+        self.doorkeeper.complete(self)
+        if self._verdict is Verdict.IN:
+            self.doorkeeper.guard.leave(self.address)
+        self.address = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected. (Not by way of uvicorn's own, which asks the kernel for our address.)"""
+        if not self._arrived and not self.arrive(transport):
+            return
+        self.made = True
         self.connections.add(self)
         self.transport = transport
         self.flow = _Flow(transport)
         self.server = self.doorkeeper.address
-        peer = transport.get_extra_info("peername")
-        self.client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
         self.scheme = "https" if is_ssl(transport) else "http"
         self.doorkeeper.expect(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
-        self.doorkeeper.arrived(self)
+        self.part()
+        self._answered()
         self._later = b""
         self.pipeline.clear()
         if (answering := self._answering) is not None and not answering.response_complete:
@@ -207,7 +269,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._later = data
         self.flow.pause_reading()
         self.flow.held = True
-        self.doorkeeper.arrived(self)  # of half a head the rest may be here: it is not the client who is slow
+        self.doorkeeper.complete(
+            self
+        )  # of half a head the rest may be here: it is not the client who is slow
 
     def _go_on(self) -> None:
         """Parse what was left for later."""
@@ -222,6 +286,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """A request was answered: the next one begins."""
+        self._answered()
         super().on_response_complete()
         if self._later and len(self.pipeline) < MAX_PIPELINED:
             self.loop.call_soon(self._go_on)
@@ -311,6 +376,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is complete."""
         if not self._offers_another_protocol():
+            self.doorkeeper.complete(self)
             super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -323,10 +389,33 @@ class HttpProtocol(HttpToolsProtocol):
             app = _OTHER_VERSION
         elif cycle.scope["method"] != "GET" and not _is_understood(cycle.scope["headers"]):
             app = _OTHER_CODING
+        elif (refusal := self._limited(cycle)) is not None:
+            app = refusal
         if cycle.scope["method"] == "GET":
             self.doorkeeper.enter(partial(super()._start_asgi_task, cycle, app))
         else:
             super()._start_asgi_task(cycle, app)
+
+    def _limited(self, cycle: RequestResponseCycle) -> ComeBack | None:
+        """Return why a request is not let in by the limits; None if it is."""
+        guard, scope = self.doorkeeper.guard, cycle.scope
+        if self._verdict is not Verdict.IN:
+            return guard.too_many(self.address, last=True)
+        if guard.memory.reached and takes_memory(scope):
+            return guard.no_memory()
+        if self.proxies is None or self.address is not None or scope["client"] is None:
+            return None
+        asking = guard.address_of(scope["client"][0])
+        if guard.enter(asking, counts=opens_stream(scope)) is not Verdict.IN:
+            return guard.too_many(asking, last=False)
+        self._asking = asking
+        return None
+
+    def _answered(self) -> None:
+        """What somebody asked by way of a proxy is over."""
+        if self._asking is not None:
+            self.doorkeeper.guard.leave(self._asking)
+            self._asking = None
 
     @staticmethod
     def _size_of(cycle: RequestResponseCycle) -> int:
@@ -396,7 +485,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._answering = None
         self.cycle = self.parser = None  # type: ignore[assignment]  # so that nothing is left to the collector
         self.connections.discard(self)
-        self.doorkeeper.arrived(self)  # the head of a further request may have begun to come
+        self.doorkeeper.complete(self)  # the head of a further request may have begun to come
+        self.doorkeeper.guard.hand_on(self.transport, self.address if self._asking is None else self._asking)
         self.pipeline.clear()  # behind a response without end nothing is ever answered
         self._later = b""
         self.flow.held = False
@@ -482,20 +572,13 @@ class Server(uvicorn.Server):
         self.on_open()
 
     async def _startup_encrypted(self, tls: Tls, sockets: list[socket.socket]) -> None:
-        """Do what uvicorn does, and bound the time of handshakes, which it does not."""
+        """Do what uvicorn does, and have those who shake hands be seen, which it does not."""
         protocol = cast("type[HttpProtocol]", self.config.http_protocol_class)
         new = partial(protocol, self.config, self.server_state, self.lifespan.state)
         loop = asyncio.get_running_loop()
+        shaking = partial(Handshake, new, tls.context, protocol.doorkeeper.timeout)
         self.servers = [
-            await loop.create_server(
-                new,
-                sock=sock,
-                backlog=self.config.backlog,
-                ssl=tls.context,
-                ssl_handshake_timeout=protocol.doorkeeper.timeout,
-                ssl_shutdown_timeout=SHUTDOWN_SECONDS,
-            )
-            for sock in sockets
+            await loop.create_server(shaking, sock=sock, backlog=self.config.backlog) for sock in sockets
         ]
         self.started = True
 

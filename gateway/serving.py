@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from gateway import logs
 from gateway.app import Gateway
 from gateway.files import raise_limit
+from gateway.limits.guard import Guard, Limits
 from gateway.listening import listen
 from gateway.log import LogError
 from gateway.proxies import TrustedProxies
@@ -64,8 +65,9 @@ async def _serve(settings: Settings, worker: Worker | None) -> int:
     except OSError as error:
         return _cannot(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
     address = listeners[0].getsockname()
-    doorkeeper = Doorkeeper((address[0], address[1]), settings.max_header_bytes, settings.header_timeout)
-    protocol = _protocol(settings, doorkeeper)
+    proxies = TrustedProxies.parse(settings.trusted_proxies) if settings.trusted_proxies else None
+    doorkeeper = _doorkeeper(gateway, (address[0], address[1]), proxies)
+    protocol = type("BoundHttpProtocol", (HttpProtocol,), {"doorkeeper": doorkeeper, "proxies": proxies})
     server = Server(_server_config(gateway.application(), protocol), gateway.drain, tls)
     door = None if worker is None else await _attend(gateway, worker, server, protocol)
     starting = asyncio.create_task(gateway.start())
@@ -103,15 +105,21 @@ async def _serve(settings: Settings, worker: Worker | None) -> int:
     return _cannot(str(starting.exception()), worker) if failed else 0
 
 
-def _protocol(settings: Settings, doorkeeper: Doorkeeper) -> type[HttpProtocol]:
-    """Return the class of this server's connections."""
-    proxies = TrustedProxies.parse(settings.trusted_proxies) if settings.trusted_proxies else None
-    return type("BoundHttpProtocol", (HttpProtocol,), {"doorkeeper": doorkeeper, "proxies": proxies})
+def _doorkeeper(gateway: Gateway, address: tuple[str, int], proxies: TrustedProxies | None) -> Doorkeeper:
+    """Return a gateway's doorkeeper, with the guard who knows its limits."""
+    settings = gateway.settings
+    guard = Guard(Limits.of(settings), proxies)
+    gateway.streams.closed = guard.closed
+    gateway.intake.refuses = lambda: guard.no_memory() if guard.memory.reached else None
+    gateway.doorkeeper = Doorkeeper(address, settings.max_header_bytes, settings.header_timeout, guard)
+    return gateway.doorkeeper
 
 
 async def _watch(doorkeeper: Doorkeeper, tls: Tls | None) -> None:
     """Do what the server does by the clock, until cancelled."""
-    await asyncio.gather(doorkeeper.run(), *([] if tls is None else [tls.watch()]))
+    await asyncio.gather(
+        doorkeeper.run(), doorkeeper.guard.memory.run(), *([] if tls is None else [tls.watch()])
+    )
 
 
 def _listeners(settings: Settings, worker: Worker | None) -> list[socket.socket]:

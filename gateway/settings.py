@@ -375,6 +375,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             SHORTEST,
         ),
     ] = 30
+    max_connections_per_ip: Annotated[
+        int,
+        count(
+            "Most connections of one address at a time, IPv6 by its first 64 bits; behind `trusted_proxies` "
+            "the requests under way of one client, its streams among them; 0 is no limit.",
+            "An office, or a proxy that is not named in `trusted_proxies`, is one address.",
+        ),
+    ] = 0
+    connect_rate: Annotated[
+        int,
+        count(
+            "New connections of one address a second, twice as many at once; behind `trusted_proxies` the "
+            "streams that one client opens; 0 is no limit.",
+            "As for `max_connections_per_ip`.",
+            0,
+            1_000_000,
+        ),
+    ] = 0
+    max_waiting: Annotated[
+        int,
+        count(
+            "Most connections that have sent no complete request yet, those that shake hands for TLS among "
+            "them. Beyond it the oldest of the address with most of them is dropped; 0 is no limit.",
+            "Thousands a second can connect across an ocean; a connection without a request costs 20 KB.",
+        ),
+    ] = 1000
+    memory_limit: Annotated[
+        str,
+        text(
+            "Memory of a process above which nothing new begins: a size, or a part of what the control group "
+            "allows or the machine has, divided by `workers`; 0 is no limit.",
+            "What is there goes on, where the kernel would end all of it; a fifth is for the rest.",
+        ),
+    ] = "80%"
 
     dedup_seconds: Annotated[
         float,

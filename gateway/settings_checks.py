@@ -26,6 +26,7 @@ def check_together(settings: Settings) -> None:
         _check_store(settings.store)
     _check_guard(settings)
     _check_access(settings)
+    _check_memory(settings.memory_limit)
 
 
 def is_path(text: str) -> bool:
@@ -106,6 +107,16 @@ def _check_guard(settings: Settings) -> None:
                 parse(text)
         except ValueError as error:
             raise SettingsError(name, str(error)) from None
+
+
+def _check_memory(text: str) -> None:
+    """Refuse a limit of memory that is none."""
+    from gateway.limits.memory import limit_of  # noqa: PLC0415  (nobody else pays for it)
+
+    try:
+        limit_of(text, 1)
+    except ValueError as error:
+        raise SettingsError("memory_limit", str(error)) from None
 
 
 def _check_services(text: str) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from fanout.catchup import CatchUp
@@ -78,6 +78,8 @@ class Streams:
         self.ended: Counter[str] = Counter()  # close reason -> how many
         self.opened = 0
         self.draining = False  # nobody new is let in
+        self.turned_away = 0  # because there were too many, not because of a drain
+        self.closed: Callable[[object], None] = lambda _: None  # told each transport that is gone
         self._unsure: list[StreamSink] = []
 
     # --- coming and going -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from fanout.closing import DRAINING, OVERLOADED
 from fanout.connection import Connection
 from fanout.cursor import Cursor, Start, parse_start
-from fanout.frames import Wire, sse_block
+from fanout.frames import Wire
 from fanout.selection import Selection
 from gateway.asgi import AsgiSubscriber
 from gateway.auth.caller import CORS, CREDENTIAL, Caller, caller_of
@@ -27,6 +27,7 @@ from gateway.consumers import Consumers
 from gateway.detached import Detached, DetachedStream
 from gateway.greeting import connection_name, greeting_of
 from gateway.host import HostWatch
+from gateway.limits.refusal import turn_away
 from gateway.log import LogError
 from gateway.members.sticky import HOP, Sticky
 from gateway.mint import now_ms
@@ -34,7 +35,7 @@ from gateway.polling import Poller
 from gateway.problems import ClientGone, Problem, method_not_allowed, unreadable
 from gateway.session import Services, Session
 from gateway.starts import Place
-from gateway.streams import RETRY_MS, Streams
+from gateway.streams import Streams
 from gateway.subscription import Request, Transport, parse
 from gateway.websocket import DetachedWebSocket, accept
 
@@ -250,25 +251,14 @@ class Subscribe:
         return self._streams.draining or 0 < self._limits.max_connections <= len(self._streams.sinks)
 
     async def _turn_away(self, request: Request, send: Send) -> None:
-        """
-        Refuse a connection too many.
-
-        An EventSource takes any status but 200 as the end, for ever (HTML 9.2.3): it is told to wait and cut
-        off.
-        """
+        """Refuse a connection too many."""
         self._streams.ended[OVERLOADED.name] += 1
+        self._streams.turned_away += not self._streams.draining
         if request.transport is not Transport.SSE:
             raise Problem(
                 503, "no more connections are taken now", retry_after=self._streams.retry_ms() / 1000
             )
-        body = sse_block(None, None, None, RETRY_MS[1] + self._streams.retry_ms())
-        headers = [
-            (b"content-type", b"text/event-stream"),
-            (b"cache-control", b"no-store"),
-            (b"connection", b"close"),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await turn_away(send, self._streams.retry_ms() / 1000)
 
     # --- detached -------------------------------------------------------------------------------------------
 

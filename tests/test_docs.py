@@ -22,6 +22,7 @@ from fanout.connection import TRANSITIONS
 from gateway import detached, metrics, mint, session, subscription
 from gateway.app import Gateway
 from gateway.consumers import MAX_CONSUMERS
+from gateway.server import Doorkeeper
 from gateway.settings import FIELDS, Settings
 from gateway.tls import Tls
 from gateway.workers.merging import merge_metrics
@@ -176,6 +177,7 @@ def test_metrics_are_as_documented(tmp_path: Path) -> None:
     for settings in (embedded, backbone):
         gateway = Gateway(settings)
         gateway.tls = Tls.of(settings)
+        gateway.doorkeeper = Doorkeeper(("127.0.0.1", 0), 1, 1)
         exposed = metrics.text(metrics.registry(gateway)).decode()
         names.update(re.findall(r"^# HELP (\S+) ", exposed, re.MULTILINE))
     documented = [row[0] for row in rows(section(page("docs/operations.md"), "Metrics"))]

@@ -37,14 +37,14 @@ REFUSALS: Final[Mapping[int, str]] = {
     421: "The gateway does not go by the name by which it was called.",
     422: "Well-formed, and against the rules.",
     426: "Another version of WebSocket than 13.",
-    429: "The service has as many unfinished requests as it may have.",
+    429: "The service has as many unfinished requests as it may have, or your address too many connections.",
     431: "The head of the request is too large.",
     501: "The server in front of this gateway opens no WebSockets.",
     503: "Not now; `Retry-After` says when.",
 }
 """What each status of a refusal means, wherever it is answered."""
 
-ANY: Final = (400, 403, 408, 414, 421, 431)
+ANY: Final = (400, 403, 408, 414, 421, 429, 431)
 """What the server refuses by the head of a request, whatever was asked for."""
 BODY: Final = (413, 415)
 """What is refused of any body, beside `ANY`."""

@@ -64,12 +64,14 @@ class Address:
         port: of it.
         prefix: the path it is mounted at.
         tls: what a client encrypts with; None if the port is not encrypted.
+        source: the address that a client connects from; empty is any.
     """
 
     host: str
     port: int
     prefix: str = ""
     tls: ssl.SSLContext | None = None
+    source: str = ""
 
     @property
     def url(self) -> str:
@@ -105,6 +107,8 @@ class Tcp:
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         try:
+            if address.source:
+                sock.bind((address.source, 0))
             async with asyncio.timeout(DEADLINE):
                 await asyncio.get_running_loop().sock_connect(sock, (address.host, address.port))
         except BaseException:
