@@ -172,7 +172,9 @@ def test_limits_are_as_documented() -> None:
 def test_metrics_are_as_documented(tmp_path: Path) -> None:
     """The table of metrics has every metric that is exposed, and no other."""
     names = set[str]()
-    embedded = Settings(data="memory:", services="reports", tls_cert=str(Certificates(tmp_path).both))
+    embedded = Settings(
+        data="memory:", services="reports", tls_cert=str(Certificates(tmp_path).both), jwt_key="k" * 32
+    )
     backbone = Settings(data="memory:", backbone="amqp://broker", advertise="http://a", sticky="redirect")
     for settings in (embedded, backbone):
         gateway = Gateway(settings)
