@@ -17,9 +17,11 @@ const PASSING = new Set([408, 425, 429, 500, 502, 503, 504]); // statuses that m
 // `signal` is aborted. `Client` calls it again, with the cursor reached, until it is stopped.
 
 /** WebSocket: one JSON text a message. Its other direction (subscribe, publish, ack) is not needed here. */
-function websocket(client, signal) {
+async function websocket(client, signal) {
+  const address = await client.ticketed(signal);
   return new Promise((resolve) => {
-    const socket = new WebSocket(client.address().replace(/^http/, "ws"));
+    const socket = new WebSocket(address.replace(/^http/, "ws"));
+    client.renew = async () => socket.send(JSON.stringify({ op: "auth", token: await client.token() }));
     const close = () => {
       // A browser logs an error when a socket is closed before it is open.
       if (socket.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
@@ -33,14 +35,17 @@ function websocket(client, signal) {
 }
 
 /** Server-sent events: the browser's EventSource reconnects by itself and says where it was (Last-Event-ID). */
-function sse(client, signal) {
+async function sse(client, signal) {
+  const address = await client.ticketed(signal);
   return new Promise((resolve) => {
-    const source = new EventSource(client.address());
+    const source = new EventSource(address);
     const listen = (name, handle) =>
       source.addEventListener(name, ({ data }) => signal.aborted || handle(JSON.parse(data)));
     signal.addEventListener("abort", () => resolve(source.close()));
     source.onopen = () => client.opened();
     listen("message", (event) => client.handle(event));
+    listen("sluice.welcome", (welcome) => client.handle({ control: "welcome", ...welcome }));
+    listen("sluice.expiring", (expiring) => client.handle({ control: "expiring", ...expiring }));
     listen("sluice.gap", (gap) => client.handle({ control: "gap", ...gap }));
     listen("sluice.reconnect", (advice) => client.handle({ control: "reconnect", ...advice }));
     listen("sluice.error", (error) => client.handle({ control: "error", ...error }));
@@ -53,7 +58,7 @@ function sse(client, signal) {
 
 /** HTTP streaming: one JSON a line, until either side ends it. */
 async function ndjson(client, signal) {
-  const response = await ask(client.address(), { signal, headers: { Accept: "application/x-ndjson" } });
+  const response = await client.ask(client.address(), { signal, headers: { Accept: "application/x-ndjson" } });
   const reader = response.body.getReader();
   const decoder = new TextDecoder();
   let rest = "";
@@ -73,7 +78,7 @@ async function ndjson(client, signal) {
 /** Long poll: each request is answered as soon as there is something behind its cursor; the first one at once. */
 async function longpoll(client, signal) {
   for (let wait = 0; ; wait = LONG_POLL_SECONDS) {
-    const response = await ask(client.address({ wait, limit: 1000 }), { signal });
+    const response = await client.ask(client.address({ wait, limit: 1000 }), { signal });
     await handleAnswer(client, signal, await response.json());
   }
 }
@@ -82,7 +87,7 @@ async function longpoll(client, signal) {
 async function poll(client, signal) {
   for (;;) {
     const headers = { "If-None-Match": `"${client.cursor}"` };
-    const response = await ask(client.address({ cursor: null, limit: 1000 }), { signal, headers });
+    const response = await client.ask(client.address({ cursor: null, limit: 1000 }), { signal, headers });
     const nothing = response.status === 304;
     const cursor = response.headers.get("ETag").replaceAll('"', "");
     await handleAnswer(client, signal, nothing ? { events: [], cursor } : await response.json());
@@ -125,10 +130,11 @@ export class Client {
    * @param {string} transport a name in TRANSPORTS
    * @param {string} base address of the gateway
    * @param {string} key by which this client belongs to one of several replicas, if there are any
+   * @param {Function} token returns a token that is good now, or a promise of one; none where a cookie says who is there
    */
-  constructor({ topics, cursor = "latest", transport = "websocket", base = document.baseURI, key = null, ...listeners }) {
+  constructor({ topics, cursor = "latest", transport = "websocket", base = document.baseURI, key = null, token = null, ...listeners }) {
     const nothing = () => {};
-    Object.assign(this, { topics, cursor, transport, base, key, connection: null, state: "stopped" });
+    Object.assign(this, { topics, cursor, transport, base, key, token, connection: null, state: "stopped" });
     this.#home = base;
     Object.assign(this, { onEvent: nothing, onGap: nothing, onState: nothing }, listeners);
   }
@@ -182,6 +188,27 @@ export class Client {
     return eventsUrl(this.base, { topic: this.topics, cursor: this.cursor, key: this.key, hop, ...parameters });
   }
 
+  /** The same for a WebSocket or an EventSource, which can have no header: with a ticket, if there is a token. */
+  async ticketed(signal) {
+    this.renew = () => this.#renew();
+    if (!this.token) return this.address();
+    const response = await this.ask(new URL("v1/tickets", this.base), { method: "POST", signal });
+    return this.address({ ticket: (await response.json()).ticket });
+  }
+
+  /** Make a request as who we are. */
+  async ask(url, options) {
+    const token = this.token ? { Authorization: `Bearer ${await this.token()}` } : {};
+    return ask(url, { ...options, headers: { ...options.headers, ...token } });
+  }
+
+  /** Hand a newer token in for the connection that we have. */
+  async #renew() {
+    const body = JSON.stringify({ token: await this.token() });
+    const headers = { "Content-Type": "application/json" };
+    await this.ask(new URL(`v1/connections/${this.connection}/token`, this.base), { method: "POST", headers, body });
+  }
+
   /** Wait until reading is wanted. */
   reading() {
     return this.#stalled?.promise;
@@ -217,6 +244,9 @@ export class Client {
         this.cursor = message.to;
         this.onGap(message);
         break;
+      case "expiring": // our token will soon be over; without a newer one the connection ends, and we come back
+        if (this.token) this.renew().catch(() => {});
+        break;
       case "reconnect": // the gateway is going away, or wants to be rid of us for now
         this.cursor = message.cursor;
         this.#advice = message.after_ms;
@@ -237,7 +267,8 @@ export class Client {
       let wait = 0;
       const base = this.base;
       try {
-        if (this.cursor === "latest") this.cursor = await head(this.topics, this.base, signal);
+        this.renew = () => this.#renew();
+        if (this.cursor === "latest") this.cursor = await head(this.topics, this.base, signal, this.token);
         await TRANSPORTS[this.transport](this, signal);
       } catch (error) {
         if (signal.aborted) return;
@@ -267,8 +298,9 @@ export class Client {
 }
 
 /** Return the cursor of the log's head: where "from now on" begins, the same for all who are given it. */
-export async function head(topics, base = document.baseURI, signal = undefined) {
-  const response = await ask(eventsUrl(base, { topic: topics }), { signal });
+export async function head(topics, base = document.baseURI, signal = undefined, token = null) {
+  const headers = token ? { Authorization: `Bearer ${await token()}` } : {};
+  const response = await ask(eventsUrl(base, { topic: topics }), { signal, headers });
   return (await response.json()).cursor;
 }
 

@@ -402,15 +402,19 @@ form.addEventListener("input", () => publishCommand.ontoggle());
 
 async function watchServer() {
   for (;;) {
-    if (!document.hidden) await showServer();
+    if (!document.hidden && (await showServer()) === 403) break;
     await sleep(SERVER_MS);
   }
+  find("#server-note").textContent = "for operators: the token does not grant it";
 }
 
+/** Show the connections; return the status of the answer. */
 async function showServer() {
   const url = new URL(`v1/connections?limit=${SHOWN_CONNECTIONS}`, document.baseURI);
   try {
-    const { total, connections } = await (await fetch(url, { cache: "no-store" })).json();
+    const response = await fetch(url, { cache: "no-store" });
+    if (!response.ok) return response.status;
+    const { total, connections } = await response.json();
     const seen = new Map(connections.map((entry) => [entry.connection, entry]));
     for (const panel of panels) panel.showSeen(seen.get(panel.client.connection));
     find("#server tbody").replaceChildren(...connections.map(connectionRow));

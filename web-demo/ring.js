@@ -11,7 +11,7 @@ const color = (index) => (index === null ? "transparent" : `hsl(${HUES[index % H
 
 async function ask(path) {
   const response = await fetch(new URL(path, document.baseURI), { cache: "no-store" });
-  if (!response.ok) throw new Error(`answered ${response.status}`);
+  if (!response.ok) throw Object.assign(new Error(`answered ${response.status}`), { status: response.status });
   return response.json();
 }
 
@@ -76,8 +76,9 @@ async function keepLooking() {
   for (;;) {
     try {
       await look();
-    } catch {
-      find("#ring-note").textContent = "the gateway does not answer";
+    } catch ({ status }) {
+      find("#ring-note").textContent = status === 403 ? "for operators: the token does not grant it" : "the gateway does not answer";
+      if (status === 403) return;
     }
     await sleep(LOOK_MS);
   }

@@ -30,7 +30,7 @@ _PAGE: Final[Headers] = (
     (
         b"content-security-policy",
         (
-            b"default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+            b"default-src 'self'; connect-src 'self' ws: wss:; "
             b"frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
         ),
     ),

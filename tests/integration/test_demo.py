@@ -33,6 +33,7 @@ FILES = {
     "/demo/parts.js": "text/javascript",
     "/demo/requests.js": "text/javascript",
     "/demo/ring.js": "text/javascript",
+    "/demo/session.js": "text/javascript",
     "/demo/webhooks.js": "text/javascript",
 }
 
