@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import http.client
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import msgspec
 
-from gateway.client import REQUEST_SECONDS, ClientError, opener, refusal, rest_of, unreachable, url_of
+from gateway.client import REQUEST_SECONDS, ClientError, asked, opener, refusal, rest_of, unreachable, url_of
 
 PAGE: Final = 1000
 """Entries that are asked for at a time."""
@@ -23,12 +22,14 @@ class ApiClient:
 
     Args:
         base: address of the gateway.
+        token: by which it is asked; may be empty.
 
     Raises:
-        ClientError: it is none.
+        ClientError: the address is none.
     """
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, token: str = "") -> None:
+        self._token = token
         url_of(base, "/")
         self._base = base
         self._opener = opener(base)
@@ -46,15 +47,14 @@ class ApiClient:
             ClientError: it was refused, or not answered.
         """
         body = None if members is None else msgspec.json.encode(members)
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        url = url_of(self._base, path)
-        request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310  # `url_of` saw the scheme
+        request = asked(url_of(self._base, path), self._token, body, method)
         try:
             with self._opener.open(request, timeout=REQUEST_SECONDS) as response:
                 answer = response.read()
         except urllib.error.HTTPError as error:
             with error:
-                failure = refusal(self._base, error.code, error.headers.get("Retry-After"), rest_of(error))
+                after = error.headers.get("Retry-After")
+                failure = refusal(self._base, error.code, after, rest_of(error), known=bool(self._token))
         except (OSError, http.client.HTTPException) as error:
             failure = unreachable(self._base, error)
         else:
@@ -73,10 +73,10 @@ class ApiClient:
         """
         page, left = "", limit
         while left is None or left > 0:
-            asked = {**query, "limit": str(PAGE if left is None else min(left, PAGE))}
+            given = {**query, "limit": str(PAGE if left is None else min(left, PAGE))}
             if page:
-                asked["page"] = page
-            answer = self.ask("GET", f"{path}?{urlencode(asked)}")
+                given["page"] = page
+            answer = self.ask("GET", f"{path}?{urlencode(given)}")
             yield from answer[name]
             page = answer.get("next")
             if not page:
