@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -15,6 +14,7 @@ from gateway.client import (
     REQUEST_SECONDS,
     UNREADABLE,
     ClientError,
+    asked,
     opener,
     refusal,
     rest_of,
@@ -33,12 +33,14 @@ class ApiClient:
 
     Args:
         base: address of the gateway.
+        token: by which it is asked; may be empty.
 
     Raises:
-        ClientError: it is none.
+        ClientError: the address is none.
     """
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, token: str = "") -> None:
+        self._token = token
         url_of(base, "/")
         self._base = base
         self._opener = opener(base)
@@ -86,10 +88,10 @@ class ApiClient:
         """
         page, left = "", limit
         while left is None or left > 0:
-            asked = {**query, "limit": str(PAGE if left is None else min(left, PAGE))}
+            given = {**query, "limit": str(PAGE if left is None else min(left, PAGE))}
             if page:
-                asked["page"] = page
-            answer = self.ask("GET", f"{path}?{urlencode(asked)}")
+                given["page"] = page
+            answer = self.ask("GET", f"{path}?{urlencode(given)}")
             yield from answer[name]
             page = answer.get("next")
             if not page:
@@ -102,15 +104,14 @@ class ApiClient:
 
     def _answer(self, method: str, path: str, members: Any = None) -> bytes:
         body = None if members is None else msgspec.json.encode(members)
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        url = url_of(self._base, path)
-        request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310  # `url_of` saw the scheme
+        request = asked(url_of(self._base, path), self._token, body, method)
         try:
             with self._opener.open(request, timeout=REQUEST_SECONDS) as response:
                 answer: bytes = response.read()
         except urllib.error.HTTPError as error:
             with error:
-                failure = refusal(self._base, error.code, error.headers.get("Retry-After"), rest_of(error))
+                after = error.headers.get("Retry-After")
+                failure = refusal(self._base, error.code, after, rest_of(error), known=bool(self._token))
         except (OSError, http.client.HTTPException) as error:
             failure = unreachable(self._base, error)
         else:

@@ -44,8 +44,14 @@ LONGEST_DELAY: Final = 10.0
 RETRIED: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may be another one next time."""
 
-REFUSED_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1009})
-"""Close codes that say that this client is wrong (RFC 6455 7.4.1): coming back would end the same way."""
+REFUSED_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1009, 3000})
+"""
+Close codes that say that this client is wrong (RFC 6455 7.4.1), or that its token is not good any more (3000,
+registered as Unauthorized): coming back would end the same way.
+"""
+
+TOKEN: Final = "SLUICE_TOKEN"  # noqa: S105  # a name
+"""The variable that says by which token, or API key, the commands ask."""
 
 REQUEST_SECONDS: Final = 30.0
 PATIENCE_SECONDS: Final = 60.0
@@ -90,6 +96,30 @@ def delay_before(failures: int, chance: float) -> float:
     return longest * (0.5 + chance / 2)
 
 
+def bearer(token: str) -> dict[str, str]:
+    """Return the header that says who asks (RFC 6750, 2.1); none without a token."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def asked(
+    url: str, token: str, body: bytes | None = None, method: str | None = None
+) -> urllib.request.Request:
+    """
+    Return a request to a gateway: with a token that goes nowhere else, as a redirect is followed without it.
+
+    Args:
+        url: of `url_of`, which has seen the scheme.
+        token: by which it is asked; may be empty.
+        body: JSON; None if there is none.
+        method: GET, or with a body POST, unless given.
+    """
+    headers = {} if body is None else {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310  # see above
+    for name, value in bearer(token).items():
+        request.add_unredirected_header(name, value)
+    return request
+
+
 def events_url(base: str, *, websocket: bool = False) -> str:
     """Return the address of the events of the gateway at `base`; see `url_of`."""
     return url_of(base, EVENTS_PATH, websocket=websocket)
@@ -125,9 +155,13 @@ class Publisher:
         base: address of the gateway.
         notice: told when there is something to wait for.
         patience: seconds after which a batch that could not be published is given up.
+        token: by which the gateway is asked; may be empty.
     """
 
-    def __init__(self, base: str, notice: Notice, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self, base: str, notice: Notice, patience: float = PATIENCE_SECONDS, *, token: str = ""
+    ) -> None:
+        self._token = token
         self._url = events_url(base)
         self._base = base
         self._notice = notice
@@ -158,14 +192,13 @@ class Publisher:
 
     def _attempt(self, body: bytes) -> Accepted | Failure:
         """Send the request once. A failure returned may pass; one raised does not."""
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self._url, body, headers)  # noqa: S310  # `events_url` saw the scheme
         try:
-            with self._opener.open(request, timeout=REQUEST_SECONDS) as response:
+            with self._opener.open(asked(self._url, self._token, body), timeout=REQUEST_SECONDS) as response:
                 return _accepted(self._base, response.read())
         except urllib.error.HTTPError as error:
             with error:
-                return refusal(self._base, error.code, error.headers.get("Retry-After"), rest_of(error))
+                after = error.headers.get("Retry-After")
+                return refusal(self._base, error.code, after, rest_of(error), known=bool(self._token))
         except (OSError, http.client.HTTPException) as error:
             return unreachable(self._base, error)
 
@@ -206,9 +239,16 @@ def rest_of(error: urllib.error.HTTPError) -> bytes:
     return b""
 
 
-def refusal(base: str, status: int, retry_after: str | None, body: bytes) -> Failure:
+def refusal(base: str, status: int, retry_after: str | None, body: bytes, *, known: bool) -> Failure:
     """
     Return the failure behind an HTTP status that may pass.
+
+    Args:
+        base: address of the gateway.
+        status: its answer's.
+        retry_after: the header of that name.
+        body: of the answer.
+        known: whether a token was sent.
 
     Raises:
         ClientError: it will not pass.
@@ -219,11 +259,18 @@ def refusal(base: str, status: int, retry_after: str | None, body: bytes) -> Fai
     why = f"{base} answered {status}"
     if problem.detail or problem.title:
         why += f": {problem.detail or problem.title}"
+    if status == 401:
+        why += f" ({advice(known=known)})"
     if status not in RETRIED:
         raise ClientError(why)
     # The other form, a date (RFC 9110 10.2.3), is one that a gateway does not send.
     seconds = float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
     return Failure(why, min(seconds, PATIENCE_SECONDS))
+
+
+def advice(*, known: bool) -> str:
+    """Return what can be done about a 401; `known` says whether a token was sent."""
+    return f"it is that of {TOKEN}" if known else f"set {TOKEN} to a token, or to an API key"
 
 
 def unreachable(base: str, error: Exception) -> Failure:
@@ -287,13 +334,17 @@ class Follower:
         patterns: what to follow.
         cursor: where to begin: `earliest`, `latest`, `-N`, an RFC 3339 time or a cursor.
         notice: told of outages and gaps.
+        token: by which the gateway is asked; may be empty.
 
     Attributes:
         cursor: the place up to which everything was handed on; to go on from there another time.
     """
 
-    def __init__(self, base: str, patterns: Iterable[str], cursor: str, notice: Notice) -> None:
+    def __init__(
+        self, base: str, patterns: Iterable[str], cursor: str, notice: Notice, *, token: str = ""
+    ) -> None:
         self.cursor = cursor
+        self._token = token
         self._base = base
         self._url = events_url(base, websocket=True)
         self._patterns = list(patterns)
@@ -316,7 +367,11 @@ class Follower:
             failure = Failure(f"{self._base} closed the connection")
             try:
                 async with connect(
-                    self._address(), proxy=self._proxy, max_size=None, close_timeout=1
+                    self._address(),
+                    additional_headers=bearer(self._token),  # not for where another origin's redirect leads
+                    proxy=self._proxy,
+                    max_size=None,
+                    close_timeout=1,
                 ) as connection:
                     async for event in self._one_connection(connection):
                         yield event
@@ -388,7 +443,8 @@ class Follower:
             case InvalidStatus():
                 response = error.response
                 after = response.headers.get("Retry-After")
-                return refusal(self._base, response.status_code, after, bytes(response.body or b""))
+                body = bytes(response.body or b"")
+                return refusal(self._base, response.status_code, after, body, known=bool(self._token))
             case InvalidMessage() if isinstance(error.__cause__, EOFError):  # it went away in the handshake
                 return Failure(f"lost the connection to {self._base}")
             case OSError():

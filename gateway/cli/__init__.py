@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "webhooks": "Have events sent to URLs, and see what became of them.",
     "requests": "See what was handed in for workers, and have it tried again.",
     "worker": "Run a handler for the requests of a service.",
+    "token": "Make a token that says who asks, and what they may do.",
     "check": "Try the settings, the data folder, and the log or the broker, and say what was found.",
 }
 """Each command and what it is for, in the order in which a newcomer meets them."""

@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.api_client import ApiClient
 from gateway.cli.ending import Unusable
-from gateway.cli.options import url_flag
+from gateway.cli.options import own_token, url_flag
 from gateway.cli.tables import table
 from gateway.client import ClientError
 
@@ -29,7 +29,7 @@ def asking(group: click.Group, name: str) -> Callable[[Callable[..., int]], clic
         @wraps(function)
         def run(url: str, **flags: Any) -> int:
             try:
-                return function(ApiClient(url), **flags)
+                return function(ApiClient(url, own_token()), **flags)
             except ClientError as error:
                 raise Unusable(str(error)) from None
 

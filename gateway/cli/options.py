@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from typing import Final
 
 import click
 
-from gateway.setting import Field, Unit
+from gateway.setting import Field, SettingsError, Unit
 from gateway.settings import FIELDS, Settings, load
 from gateway.settings_page import shown_default
 from gateway.units import parse_seconds
@@ -55,6 +56,23 @@ url_flag = click.option(
     metavar="URL",
     help="Address of the gateway. [$SLUICE_URL]",
 )
+
+
+def own_token() -> str:
+    """
+    Return the token, or API key, by which a command asks; empty if there is none.
+
+    It has no flag: what is on a command line can be seen by everybody on the machine.
+
+    Raises:
+        SettingsError: it cannot be one; the text does not repeat it.
+    """
+    from gateway.client import TOKEN  # noqa: PLC0415  # serving needs no client
+
+    token = os.environ.get(TOKEN, "").strip()
+    if not all("!" <= each <= "~" for each in token):
+        raise SettingsError(TOKEN, "this is no token and no API key: those have no spaces and are ASCII")
+    return token
 
 
 def read_time(_: click.Context, __: click.Parameter, text: str | None) -> float | None:

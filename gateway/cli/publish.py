@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from gateway.cli.ending import Unusable
-from gateway.cli.options import read_time, url_flag
+from gateway.cli.options import own_token, read_time, url_flag
 from gateway.client import ClientError, Publisher
 
 READ_BYTES: Final = 256 * 1024
@@ -48,7 +48,7 @@ def publish(topic: str, data: str, *, lines: bool, given_id: str | None, url: st
         raise click.UsageError("--lines takes its events from the input, and gives each an id of its own")
     envelope = {"topic": topic, "type": members.pop("kind"), **members}
     try:
-        publisher = Publisher(url, _notice)
+        publisher = Publisher(url, _notice, token=own_token())
         if lines:
             cursor = _publish_lines(publisher, envelope)
         else:

@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from gateway.cli.ending import INTERRUPTED, Unusable
-from gateway.cli.options import url_flag
+from gateway.cli.options import own_token, url_flag
 from gateway.client import ClientError, Follower
 
 OUTPUT: Final = 1
@@ -44,7 +44,7 @@ def tail(patterns: tuple[str, ...], cursor: str, url: str, *, whole: bool, count
     and printing goes on where it stopped; what is missing then is told as a gap on the standard error.
     """
     try:
-        follower = Follower(url, patterns, cursor, _notice)
+        follower = Follower(url, patterns, cursor, _notice, token=own_token())
         asyncio.run(_run(follower, count, whole=whole))
     except ClientError as error:
         raise Unusable(str(error)) from None

@@ -11,7 +11,7 @@ import socket
 import click
 
 from gateway.cli.ending import Unusable
-from gateway.cli.options import DEFAULT_URL, read_time
+from gateway.cli.options import DEFAULT_URL, own_token, read_time
 from gateway.requests.changes import SERVICE
 
 LONGEST_ON_BROKER = 29 * 60.0
@@ -122,7 +122,7 @@ def worker(
         if backbone is None:
             from gateway.handling.http_source import HttpSource  # noqa: PLC0415
 
-            return HttpSource(gateway_url, service, own_name)
+            return HttpSource(gateway_url, service, own_name, own_token())
         from gateway.backbone import address, bindings  # noqa: PLC0415
         from gateway.handling.broker_source import BrokerSource  # noqa: PLC0415
         from gateway.setting import SettingsError  # noqa: PLC0415

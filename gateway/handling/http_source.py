@@ -12,7 +12,7 @@ import httpx
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from gateway.client import RETRIED, UNREADABLE, delay_before
+from gateway.client import RETRIED, UNREADABLE, advice, bearer, delay_before
 from gateway.handling.data import data_of
 from gateway.handling.source import Job, SourceError
 
@@ -36,9 +36,11 @@ class HttpSource:
         base: address of the gateway.
         service: whose requests.
         worker: the name under which operators see this worker.
+        token: by which the gateway is asked; may be empty.
     """
 
-    def __init__(self, base: str, service: str, worker: str) -> None:
+    def __init__(self, base: str, service: str, worker: str, token: str = "") -> None:
+        self._token = token
         self._service = service
         self._worker = worker
         self._base = base
@@ -47,6 +49,7 @@ class HttpSource:
         try:
             self._client = httpx.AsyncClient(
                 base_url=base.rstrip("/"),
+                headers=bearer(token),
                 timeout=ANSWER_SECONDS,
                 trust_env=False,
                 follow_redirects=False,
@@ -72,7 +75,10 @@ class HttpSource:
                 log.warning("worker.unknown", extra={"service": self._service})
                 await asyncio.sleep(delay_before(4, random.random()))  # no secret
             else:
-                raise SourceError(f"the gateway at {self._base} refuses: {_detail(answer)}")
+                why = f"the gateway at {self._base} refuses: {_detail(answer)}"
+                if answer.status_code == 401:
+                    why += f" ({advice(known=bool(self._token))})"
+                raise SourceError(why)
 
     async def progress(self, job: Job, value: bytes | None) -> bool:
         """See `Source.progress`."""

@@ -67,7 +67,7 @@ async def test_the_client_has_a_token_of_its_own(
     """It is carried on every transport without a cookie, never in a URL, and renewed when it ends."""
     topic = f"token.{transport}"
     good = fresh(sub="demo", publish=["#"], subscribe=["#"])
-    # Good for some seconds: for the request for the head, and the ticket or the stream. Then comes a newer one.
+    # Good for the request for the head, and the ticket or the stream. Then comes a newer one.
     short = fresh(-6, sub="demo", subscribe=["#"])
     tokens = [short, short, good]
     demo = DemoPage(browser, gateway.url)

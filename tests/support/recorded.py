@@ -49,6 +49,7 @@ def recording(answer: Callable[[Asked], Said], tls: ssl.SSLContext | None = None
     recorder = Recorder("", answer)
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
         timeout = 30
 
         def respond(self) -> None:
@@ -62,7 +63,9 @@ def recording(answer: Callable[[Asked], Said], tls: ssl.SSLContext | None = None
             self.send_response(said.status)
             for name, value in said.headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(said.body)))
+            if said.status != 204:
+                self.send_header("Content-Length", str(len(said.body)))
+            self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(said.body)
 
