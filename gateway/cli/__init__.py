@@ -19,6 +19,8 @@ COMMANDS: Final = {
     "requests": "See what was handed in for workers, and have it tried again.",
     "worker": "Run a handler for the requests of a service.",
     "token": "Make a token that says who asks, and what they may do.",
+    "keys": "Make, list and remove API keys.",
+    "revocations": "Revoke tokens, and see what was revoked.",
     "check": "Try the settings, the data folder, and the log or the broker, and say what was found.",
 }
 """Each command and what it is for, in the order in which a newcomer meets them."""

@@ -13,31 +13,15 @@ from fanout.errors import ClaimError
 from fanout.grants import Grants
 from gateway.auth.keyset import BadKey, KeySet
 from gateway.auth.tokens import TokenRefused, Tokens
+from gateway.cli.claims import claim_flags, claims_of
 from gateway.cli.options import read_time
 from gateway.setting import SettingsError
-from gateway.units import parse_seconds
 
 JWT_KEY: Final = "SLUICE_JWT_KEY"
 
 
-def _history(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
-    """Return the value of a flag that is a time, or none at all."""
-    is_none = text is not None and parse_seconds(text) == 0
-    return 0.0 if is_none else read_time(context, parameter, text)
-
-
 @click.command()
-@click.option("--subject", "sub", metavar="NAME", help="Whose it is.")
-@click.option("--subscribe", multiple=True, metavar="PATTERN", help="Topics to listen to; repeatable.")
-@click.option("--publish", multiple=True, metavar="PATTERN", help="Topics to publish to; repeatable.")
-@click.option("--requests", multiple=True, metavar="SERVICE", help="A service to ask, or *; repeatable.")
-@click.option("--work", multiple=True, metavar="SERVICE", help="A service to work for, or *; repeatable.")
-@click.option("--webhooks", is_flag=True, help="May have webhooks for what it may listen to.")
-@click.option(
-    "--history", callback=_history, metavar="TIME", help="How far back it may look.  [default: all]"
-)
-@click.option("--tenant", metavar="NAME", help="The space that its topics are in.")
-@click.option("--admin", is_flag=True, help="May use the doors of operators.")
+@claim_flags
 @click.option(
     "--for",
     "seconds",
@@ -62,9 +46,7 @@ def token(*, seconds: float, **claims: Any) -> int:
         export SLUICE_JWT_KEY=...
         SLUICE_TOKEN=$(sluice token --subject ada --subscribe 'user.ada.#') sluice tail 'user.ada.#'
     """
-    given = {name: value for name, value in claims.items() if value is not None and value is not False}
-    given = {name: value for name, value in given.items() if value != ()}
-    click.echo(make_token(given, seconds, os.environ.get(JWT_KEY, ""), time.time()))
+    click.echo(make_token(claims_of(claims), seconds, os.environ.get(JWT_KEY, ""), time.time()))
     return 0
 
 
