@@ -199,10 +199,11 @@ class Talking(Child):
 
 
 class Load(Talking):
-    """The load client for one server."""
+    """The load client for one server. With a file of tokens its subscribers say who they are."""
 
-    def __init__(self, server: Served, core: int, log: Path) -> None:
-        super().__init__([str(program("load")), str(server.port), str(server.pid)], core, log)
+    def __init__(self, server: Served, core: int, log: Path, tokens: Path | None = None) -> None:
+        more = [] if tokens is None else [str(tokens)]
+        super().__init__([str(program("load")), str(server.port), str(server.pid), *more], core, log)
         self.server = server
 
     def yield_to_others(self) -> None:

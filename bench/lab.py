@@ -96,9 +96,16 @@ class Lab:
         log = self._folder / f"{name}.log"
         return self._keep(start_floor(delivery_bytes, file, self.plan.cores.server, log))
 
-    def load(self, server: Served) -> Load:
-        """Start a load client for a server."""
-        return self._keep(Load(server, self.plan.cores.client, self._folder / f"{self._name('load')}.log"))
+    def load(self, server: Served, tokens: Path | None = None) -> Load:
+        """Start a load client for a server; with a file of tokens its subscribers say who they are."""
+        log = self._folder / f"{self._name('load')}.log"
+        return self._keep(Load(server, self.plan.cores.client, log, tokens))
+
+    def file(self, name: str, content: str) -> Path:
+        """Write a file that is there as long as the lab is."""
+        path = self._folder / self._name(name)
+        path.write_text(content)
+        return path
 
     def catch(self) -> Catch:
         """Start a receiver of webhooks."""

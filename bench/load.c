@@ -1,8 +1,9 @@
 /*
  * The load client: subscribers and publishers of a push gateway in one epoll loop, so that one core does it all.
  *
- *     load PORT SERVER_PID
+ *     load PORT SERVER_PID [TOKENS]
  *
+ * With a file of tokens, one a line, subscribers say by them who they are.
  * It reads one command a line from standard input (`name key=value key=value`) and answers each with one line of
  * JSON. Commands:
  *
@@ -469,6 +470,24 @@ static size_t add_topics(const struct group *g, int i, char *at, size_t space) {
     return length;
 }
 
+/* Tokens, one a line in a file: member `i` says who it is by the i-th, and begins again behind the last. */
+static char **tokens;
+static int token_count;
+
+static void read_tokens(const char *path) {
+    static char line[4096];
+    FILE *file = fopen(path, "r");
+    if (file == NULL)
+        die("%s: %s", path, strerror(errno));
+    while (fgets(line, sizeof line, file) != NULL) {
+        line[strcspn(line, "\n")] = 0;
+        tokens = realloc(tokens, (size_t)(token_count + 1) * sizeof *tokens);
+        if (tokens == NULL || (tokens[token_count++] = strdup(line)) == NULL)
+            die("no memory for the tokens");
+    }
+    fclose(file);
+}
+
 static void shake_hands(struct subscriber *s) {
     static char request[65536];
     struct group *g = s->group;
@@ -479,7 +498,10 @@ static void shake_hands(struct subscriber *s) {
     };
     size_t n = (size_t)sprintf(request, "GET /v1/events?");
     n += add_topics(g, (int)(s - g->members), request + n, 60000);
-    n += (size_t)sprintf(request + n, " HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s\r\n\r\n", port, accept[g->wire]);
+    n += (size_t)sprintf(request + n, " HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s\r\n", port, accept[g->wire]);
+    if (token_count > 0)
+        n += (size_t)sprintf(request + n, "Authorization: Bearer %s\r\n", tokens[(s - g->members) % token_count]);
+    n += (size_t)sprintf(request + n, "\r\n");
     if (send(s->source.fd, request, n, MSG_NOSIGNAL) != (ssize_t)n) {
         lose(s, "the handshake could not be sent whole");
         return;
@@ -1020,8 +1042,10 @@ static struct timespec patience(int64_t now) {
 int main(int argc, char **argv) {
     static struct source commands = {COMMANDS, 0};
     static struct epoll_event ready[READY];
-    if (argc != 3)
-        die("usage: load PORT SERVER_PID");
+    if (argc != 3 && argc != 4)
+        die("usage: load PORT SERVER_PID [TOKENS]");
+    if (argc == 4)
+        read_tokens(argv[3]);
     port = atoi(argv[1]);
     has_server_clock = clock_getcpuclockid(atoi(argv[2]), &server_clock) == 0;
     prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -20,6 +20,7 @@ from bench.children import Load, Report, Served
 from bench.lab import Lab
 from bench.machine import open_files, pss_bytes, wait_until
 from bench.table import Result
+from bench.tokens import paired_tokens, shared_tokens
 
 DATA_BYTES = 128
 SUBSCRIBERS = 1000
@@ -201,6 +202,31 @@ def connect(lab: Lab, row: str, wire: str) -> list[Result]:
     figure, base = (1 / median(found[1:]) for found in spent)
     what, met = f"connects per second of server CPU, {NAMES[wire]}", figure >= 8000
     return [Result(row, what, figure, "/s", base, "floor", figure / base, "≥ 8,000 /s", met)]
+
+
+def tokens(lab: Lab, row: str) -> list[Result]:
+    """
+    Connects of clients that say who they are, each by a token of its own, beside those of clients that are
+    not asked. The first time each signature is verified; from then on the token is remembered.
+    """
+    n = lab.scaled(5000)
+    loads = [lab.load(lab.gateway())]
+    for flags, made in (shared_tokens(n), paired_tokens(lab, n)):
+        loads.append(lab.load(lab.gateway(*flags), lab.file("tokens", "\n".join(made) + "\n")))
+    spent: list[list[float]] = [[] for _ in loads]
+    for _ in range(lab.rounds + 1):
+        for load, found in zip(loads, spent, strict=True):
+            found.append(connect_once(load, "ws", n))
+    base = 1 / median(spent[0][1:])
+    results = []
+    for name, found in zip(("HS256", "EdDSA"), spent[1:], strict=True):
+        figure = 1 / median(found[1:])
+        note = f"{1 / found[0]:,.0f} /s ({1 / found[0] / base:.2f}) when each token comes for the first time"
+        what, ratio = f"connects per second of server CPU with a token, {name}", figure / base
+        results.append(
+            Result(row, what, figure, "/s", base, "without keys", ratio, "≥ 0.7 x", ratio >= 0.7, note)
+        )
+    return results
 
 
 def connect_once(load: Load, wire: str, n: int) -> float:
@@ -446,6 +472,7 @@ ROWS = (
     Row("sse-idle", 9, lambda lab, row: idle(lab, row, "sse", 3)),
     Row("ws-connect", 5, lambda lab, row: connect(lab, row, "ws")),
     Row("sse-connect", 5, lambda lab, row: connect(lab, row, "sse")),
+    Row("tokens", 8, tokens, beside_floor=False),
     Row("stalled", 20, stalled, beside_floor=False),
     Row("stalled-memory", 5, stalled_memory, beside_floor=False),
     Row("publish-arrays", 16, lambda lab, row: publish(lab, row, 200, 4, 80_000), beside_floor=False),
