@@ -29,8 +29,8 @@ Sizes are plain numbers of bytes or texts like `64KiB`, `10MB`, `1GiB`; times ar
 sentence that says which and why, with exit code 2. `sluice check` does only that, and tries the data folder,
 the log and the broker.
 
-Two variables are no settings: `SLUICE_CONFIG`, the path of the file, and `SLUICE_URL`, the gateway that the
-client commands `sluice publish` and `sluice tail` talk to.
+Three variables are no settings: `SLUICE_CONFIG`, the path of the file, and for the commands that ask a
+gateway `SLUICE_URL`, its address, and `SLUICE_TOKEN`, [who asks](security.md#the-commands).
 
 | setting | default | unit | what it is | why this default |
 |---|---|---|---|---|

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from contextlib import AsyncExitStack, ExitStack
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 import yaml
 
@@ -23,6 +25,7 @@ from tests.support.clients import TRANSPORTS, Address, fetch, open_subscriber, p
 from tests.support.followers import TRANSPORTS as FOLLOWED
 from tests.support.followers import Follower, check_account, publish_all, until
 from tests.support.rabbitmq import Broker
+from tests.support.recorded import Said, recording
 from tests.support.requests import Api
 from tests.support.server import GatewayProcess
 from tests.support.worker import WorkerProcess
@@ -174,6 +177,79 @@ async def test_every_transport_passes(kind: str, replicas: list[GatewayProcess])
             "/v1/ring",
         ):
             assert (await fetch(balancer.address, path)).status == 403, path
+
+
+FORGED: Final = (
+    ("X-Forwarded-For", "203.0.113.9"),
+    ("X-Forwarded-For", "203.0.113.10, 203.0.113.11"),
+    ("x-forwarded-for", "203.0.113.12"),
+    ("X-Forwarded-Proto", "https"),
+    ("X-Forwarded-Proto", "gopher"),
+)
+"""What a client writes who would like to be somebody else."""
+
+
+def ask_raw(address: Address, path: str, *headers: tuple[str, str]) -> int:
+    """Make a request with just these headers, and return the status of its answer."""
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=30)
+    try:
+        connection.putrequest("GET", path, skip_host=True, skip_accept_encoding=True)
+        for name, value in headers:
+            connection.putheader(name, value)
+        connection.endheaders()
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+@both
+@pytest.mark.parametrize(
+    "path", ["/v1/events?topic=a", "/v1/events?topic=a&key=k", "/r/replica2/v1/events?topic=a"]
+)
+@pytest.mark.parametrize(
+    "host",
+    ["push.example.com", "push.example.com:8443", "Push.Example.com:8080", "127.0.0.1:1", "[::1]:8080"],
+)
+def test_what_the_gateway_is_told_of_a_client(kind: str, path: str, host: str) -> None:
+    """Who it is, from the balancer alone; how; and which host it asked for, with its port, as it said it."""
+    with recording(lambda _asked: Said()) as replica:
+        there = urlsplit(replica.url)
+        assert there.hostname is not None
+        assert there.port is not None
+        with Balancer(kind, [Address(there.hostname, there.port)] * len(REPLICAS)) as balancer:
+            replica.asked.clear()
+            origin = ("Origin", f"http://{host}")
+            assert ask_raw(balancer.address, path, ("Host", host), origin) == 200
+            upgrade = (
+                *(("Upgrade", "websocket"), ("Connection", "Upgrade")),
+                *(("Sec-WebSocket-Version", "13"), ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")),
+            )
+            ask_raw(balancer.address, path, ("Host", host), origin, *upgrade, *FORGED)
+        seen = [each.headers for each in replica.asked if "origin" in each.headers]
+    assert len(seen) == 2
+    for headers in seen:
+        assert headers["x-forwarded-for"] == ["127.0.0.1"]
+        assert headers["x-forwarded-proto"] == ["http"]
+        assert headers["host"] == [host]
+        assert headers["origin"] == [f"http://{host}"]
+    assert [value.lower() for value in seen[1]["upgrade"]] == ["websocket"]
+
+
+@both
+async def test_a_page_of_its_own_is_known_behind_it(kind: str) -> None:
+    """A page that came through the balancer may ask, by the port where it is; one of another port may not."""
+    with GatewayProcess(data="memory:", trusted_proxies="127.0.0.1") as gateway:
+        with Balancer(kind, [Address(gateway.host, gateway.port)] * len(REPLICAS)) as balancer:
+            port = balancer.address.port
+
+            async def status(origin: str) -> int:
+                async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+                    url = f"{balancer.address.url}/v1/topics/a"
+                    return (await client.post(url, content=b"1", headers={"origin": origin})).status_code
+
+            assert await status(f"http://127.0.0.1:{port}") == 202
+            assert await status(f"http://127.0.0.1:{gateway.port}") == 403
+            assert await status("http://127.0.0.1") == 403
 
 
 @both

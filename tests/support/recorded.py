@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -60,6 +60,10 @@ def recording(answer: Callable[[Asked], Said], tls: ssl.SSLContext | None = None
             asked = Asked(self.command, self.path, headers, body)
             recorder.asked.append(asked)
             said = recorder.answer(asked)
+            with suppress(ConnectionError):  # it has seen enough
+                self.say(said)
+
+        def say(self, said: Said) -> None:
             self.send_response(said.status)
             for name, value in said.headers.items():
                 self.send_header(name, value)
