@@ -30,11 +30,11 @@ pytestmark = pytest.mark.scenario
 MIB: Final = 1 << 20
 
 HONEST: Final = 100
-EVERY: Final = 0.05
+EVERY: Final = 0.02
 """Seconds between two events."""
 
-ROUNDS: Final = 6
-WINDOW: Final = 2.5
+ROUNDS: Final = 4
+WINDOW: Final = 4.0
 """Seconds of each kind in a round: quiet, an attack on somebody else, an attack on the gateway."""
 
 SETTLE: Final = 0.5
@@ -43,6 +43,12 @@ SETTLE: Final = 0.5
 IDLE: Final = 5000
 SLOW: Final = 200
 RATE: Final = 2000
+
+STARVED: Final = 0.25
+"""
+The part of the time that the gateway waits for a processor from which on its latencies say more about the
+machine: then they are only bounded.
+"""
 
 LIMIT: Final = 64 * MIB
 """What the attack may cost: as many connections as wait at most, not as many as come."""
@@ -267,6 +273,7 @@ async def test_an_attack_costs_the_honest_little() -> None:
     assert counted["max_waiting"] > ROUNDS * IDLE / 2
     assert max(memory) < limit
     assert counted["memory_limit"] == 0
-    assert median(each.at(0.99) for each in under) < 2 * max(
-        median(each.at(0.99) for each in quiet), median(each.at(0.99) for each in beside)
-    )
+    normal = max(median(each.at(0.99) for each in quiet), median(each.at(0.99) for each in beside))
+    busy = median(each.starved for each in under) > STARVED
+    print("the machine has no processor left for the gateway" if busy else "there was a processor for it")
+    assert median(each.at(0.99) for each in under) < (20 if busy else 2) * normal

@@ -33,6 +33,7 @@ ADDRESSES: Final = tuple(f"127.0.0.{number}" for number in range(100, 110))
 """Where it attacks from."""
 
 NICE: Final = 5
+OPENING_SECONDS: Final = 2.0
 PATIENCE: Final = 3
 """How many times as long as it should an attack may take, on a machine that has other things to do."""
 
@@ -83,7 +84,7 @@ class _Attack:
 
     Args:
         port: of whom, on loopback.
-        idle: connections that ask for nothing, opened at once.
+        idle: connections that ask for nothing, opened in the first `OPENING_SECONDS`.
         slow: clients that send a byte now and then.
         rate: new connections a second: half are closed at once, a quarter ask, a quarter are held as well.
     """
@@ -105,11 +106,9 @@ class _Attack:
         """Attack for so long; longer, if that is what so many connections take."""
         begin = time.monotonic()
         used = _cpu()
-        for _ in range(self._idle):
-            self._hold()
         for number in range(self._slow):
             self._dawdle(begin + DROP_BYTE * number / self._slow)
-        flood, now = 0, time.monotonic()
+        flood, idle, now = 0, 0, time.monotonic()
         flooding = now
         most = int(self._rate * seconds)
         while now < flooding + seconds or (flood < most and now < flooding + PATIENCE * seconds):
@@ -117,6 +116,12 @@ class _Attack:
             for _ in range(due):
                 self._one(flood)
                 flood += 1
+            due = (
+                min(int((now - flooding) * self._idle / OPENING_SECONDS), self._idle, idle + _AT_ONCE) - idle
+            )
+            for _ in range(due):
+                self._hold()
+                idle += 1
             self._trickle(now)
             for number, _events in self._epoll.poll(_TICK, 512):
                 self._happened(number)
