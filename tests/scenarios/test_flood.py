@@ -50,8 +50,8 @@ The part of the time that the gateway waits for a processor from which on its la
 machine: then they are only bounded.
 """
 
-LIMIT: Final = 64 * MIB
-"""What the attack may cost: as many connections as wait at most, not as many as come."""
+LIMIT: Final = 32 * MIB
+"""What the attack may cost: as many connections as may wait, not as many as come."""
 
 _EVENT: Final = re.compile(rb'"data":\[(\d+),(\d+)\]')
 
