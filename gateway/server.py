@@ -25,6 +25,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import is_ssl
 
+from gateway.arrival import Arrival, Comer
 from gateway.drain import Drain
 from gateway.handshake import Handshake
 from gateway.limits.guard import Guard, Verdict
@@ -89,19 +90,19 @@ class Doorkeeper:
         self.max_head = max_head
         self.timeout = timeout
         self.guard = guard or Guard()
-        self.room: WaitingRoom[HttpProtocol] = WaitingRoom()
+        self.room: WaitingRoom[Comer] = WaitingRoom()
         self.leaving = False  # others take the connections now: each is closed behind its next answer
-        self.waiting: dict[HttpProtocol, float] = {}  # since when its head has been due, oldest first
+        self.waiting: dict[Comer, float] = {}  # since when its head has been due, oldest first
         self._lobby: deque[Callable[[], None]] = deque()
         self._entered = 0  # in this turn of the loop
 
-    def expect(self, protocol: HttpProtocol) -> None:
+    def expect(self, protocol: Comer) -> None:
         """A request is due from now on, and first its head."""
         self.waiting.pop(protocol, None)
         self.waiting[protocol] = asyncio.get_running_loop().time()
         self.wait(protocol)
 
-    def wait(self, protocol: HttpProtocol) -> None:
+    def wait(self, protocol: Comer) -> None:
         """A request is due, at some time; if too many are, one of those who owe it is dropped."""
         if protocol.address is None or protocol in self.room:
             return
@@ -112,11 +113,11 @@ class Doorkeeper:
             self.guard.refused["max_waiting"] += 1
             last.transport.abort()
 
-    def arrived(self, protocol: HttpProtocol) -> None:
+    def arrived(self, protocol: Comer) -> None:
         """The head is there, or the connection gone."""
         self.waiting.pop(protocol, None)
 
-    def complete(self, protocol: HttpProtocol) -> None:
+    def complete(self, protocol: Comer) -> None:
         """The whole request is there, or the connection gone."""
         self.waiting.pop(protocol, None)
         self.room.discard(protocol)
@@ -163,10 +164,9 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(Comer, HttpToolsProtocol):
     """One HTTP connection. Subclassed with its doorkeeper, because uvicorn makes the instances."""
 
-    doorkeeper: Doorkeeper
     proxies: TrustedProxies | None = None  # whose word about the client is believed
     flow: _Flow
 
@@ -183,34 +183,19 @@ class HttpProtocol(HttpToolsProtocol):
         self._later = b""  # received, but not parsed before fewer requests wait
         self.made = False  # a connection is made: in TLS, the handshake is over
         self._arrived = False
-        self.address: Hashable = None  # what the peer counts as; None if it is not counted
-        self._verdict = Verdict.IN
+        self.address = None
+        self.verdict = Verdict.IN
         self._asking: Hashable = None  # who asks by way of a proxy for what is being answered
 
     def arrive(self, transport: asyncio.Transport) -> bool:
-        """A client connected, and may have yet to shake hands; return False if it was cut off at once."""
+        """See `Comer`."""
         self._arrived = True
-        self.transport = transport
-        peer = transport.get_extra_info("peername")
-        if not isinstance(peer, tuple):
-            return True
-        self.client = (peer[0], peer[1])
-        guard = self.doorkeeper.guard
-        self.address = guard.address_of(peer[0])
-        self._verdict = guard.enter(self.address)
-        if self._verdict is Verdict.CUT:
-            self.part()
-            transport.abort()
-            return False
-        self.doorkeeper.wait(self)
-        return True
+        return super().arrive(transport)
 
-    def part(self) -> None:
-        """The connection is gone, or somebody else's. Idempotent."""
-        self.doorkeeper.complete(self)
-        if self._verdict is Verdict.IN:
-            self.doorkeeper.guard.leave(self.address)
-        self.address = None
+    def follow(self, arrival: Arrival) -> None:
+        """Go on with a connection that has arrived already."""
+        self._arrived = True
+        self.client, self.address, self.verdict = arrival.client, arrival.address, arrival.verdict
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected. (Not by way of uvicorn's own, which asks the kernel for our address.)"""
@@ -399,7 +384,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _limited(self, cycle: RequestResponseCycle) -> ComeBack | None:
         """Return why a request is not let in by the limits; None if it is."""
         guard, scope = self.doorkeeper.guard, cycle.scope
-        if self._verdict is not Verdict.IN:
+        if self.verdict is not Verdict.IN:
             return guard.too_many(self.address, last=True)
         if guard.memory.reached and takes_memory(scope):
             return guard.no_memory()
@@ -565,20 +550,22 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to take connections."""
-        if self._tls is None:
-            await super().startup(sockets)
-        else:
-            await self._startup_encrypted(self._tls, sockets or [])
+        await self._listen(sockets or [])
         self.on_open()
 
-    async def _startup_encrypted(self, tls: Tls, sockets: list[socket.socket]) -> None:
-        """Do what uvicorn does, and have those who shake hands be seen, which it does not."""
+    async def _listen(self, sockets: list[socket.socket]) -> None:
+        """Do what uvicorn does, but see those who say nothing yet, or shake hands."""
         protocol = cast("type[HttpProtocol]", self.config.http_protocol_class)
         new = partial(protocol, self.config, self.server_state, self.lifespan.state)
         loop = asyncio.get_running_loop()
-        shaking = partial(Handshake, new, tls.context, protocol.doorkeeper.timeout)
+        doorkeeper = protocol.doorkeeper
+        first: Callable[[], asyncio.Protocol] = partial(
+            Arrival, new, doorkeeper, self.server_state.connections
+        )
+        if self._tls is not None:
+            first = partial(Handshake, new, self._tls.context, doorkeeper.timeout)
         self.servers = [
-            await loop.create_server(shaking, sock=sock, backlog=self.config.backlog) for sock in sockets
+            await loop.create_server(first, sock=sock, backlog=self.config.backlog) for sock in sockets
         ]
         self.started = True
 

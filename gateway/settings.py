@@ -398,7 +398,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         count(
             "Most connections that have sent no complete request yet, those that shake hands for TLS among "
             "them. Beyond it the oldest of the address with most of them is dropped; 0 is no limit.",
-            "Thousands a second can connect across an ocean; a connection without a request costs 20 KB.",
+            "Thousands a second can connect across an ocean; one without a request costs 10 KB.",
         ),
     ] = 1000
     memory_limit: Annotated[

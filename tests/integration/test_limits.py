@@ -291,6 +291,22 @@ async def test_those_that_shake_hands_are_among_them(certificates: Certificates)
             await until(empty, "those whose handshake failed do not wait any more")
 
 
+@pytest.mark.parametrize("number", [0, 5], ids=["of nobody", "of five"])
+async def test_silence_does_not_delay_the_end(number: int) -> None:
+    """Connections that said nothing are closed when the gateway goes, and it does not wait for them."""
+    async with GatewayProcess(header_timeout=60) as process:
+        here = address_of(process)
+        async with idle(here, number) as silent:
+
+            async def arrived() -> bool:
+                return await gauge(here, "sluice_connections_waiting") == number
+
+            await until(arrived, "they are there")
+            async with asyncio.timeout(10):
+                assert await process.astop() == 0
+                assert [await tcp.rest() for tcp in silent] == [b""] * number
+
+
 # --- memory -------------------------------------------------------------------------------------------------
 
 
