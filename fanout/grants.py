@@ -48,7 +48,7 @@ MAX_HISTORY: Final = 315_360_000.0
 MAX_LIMIT: Final = 2**53 - 1
 """The largest whole number that every JSON parser reads as it is (RFC 8259 section 6)."""
 MAX_REMEMBERED: Final = 32
-"""Topics that one token may publish to and that are remembered: few, as there are many tokens."""
+"""Topics, and patterns, that are granted by one token and remembered: few, as there are many tokens."""
 
 _ANY: Final = "*"
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)  # in JSON it is spelled as it is
@@ -117,6 +117,7 @@ class Grants:
     """
 
     __slots__ = (
+        "_listenable",
         "_listening",
         "_prefix",
         "_publishable",
@@ -162,6 +163,7 @@ class Grants:
         self._publishing = _ByKind(_checked("publish", publish, MAX_PATTERNS, check_pattern))
         self._listening = _ByKind(_checked("subscribe", subscribe, MAX_PATTERNS, check_pattern))
         self._publishable: dict[str, str] = {}
+        self._listenable: dict[str, str] = {}
 
     @classmethod
     def of(cls, claims: Mapping[str, Any]) -> Grants:
@@ -215,6 +217,9 @@ class Grants:
         Raises:
             TopicError: it is no pattern, or too long with the tenant's prefix.
         """
+        known = self._listenable.get(pattern)
+        if known is not None:
+            return known
         words = check_pattern(pattern).split(".")
         if self._prefix and words[0].startswith(RESERVED):
             return None
@@ -224,7 +229,12 @@ class Grants:
                 "*.#"  # the same, but that the prefix alone, which is no topic of the tenant, is not in it
             )
         stored = self._inward(inner, "pattern")
-        return stored if self._listening.of(pattern).covers(pattern) else None
+        if not self._listening.of(pattern).covers(pattern):
+            return None
+        if len(self._listenable) >= MAX_REMEMBERED:
+            self._listenable.clear()
+        self._listenable[pattern] = stored
+        return stored
 
     def outward(self, text: str) -> str | None:
         """

@@ -315,11 +315,11 @@ def _granted(request: Request, caller: Caller) -> Request:
     """
     if not caller.is_known:
         return request
-    return replace(
-        request,
-        patterns=tuple(dict.fromkeys(caller.listen(request.patterns))),
-        consumer=None if request.consumer is None else caller.scoped(request.consumer),
-    )
+    patterns = caller.listen(request.patterns)
+    consumer = None if request.consumer is None else caller.scoped(request.consumer)
+    if patterns == request.patterns and consumer == request.consumer:
+        return request
+    return replace(request, patterns=tuple(dict.fromkeys(patterns)), consumer=consumer)
 
 
 def _stream_head(transport: Transport, wire: Wire, more: Iterable[tuple[bytes, bytes]]) -> bytes:

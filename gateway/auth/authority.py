@@ -60,7 +60,7 @@ class Authority:
         self.sources = tuple(sources)
         self.refused: Counter[str] = Counter()  # why -> how often
         self._clock = clock
-        self._merged: tuple[tuple[KeySet, ...], KeySet] = ((), KeySet(()))
+        self._merged: tuple[list[KeySet | None], KeySet] = ([], KeySet(()))
         self._tokens = Tokens(self._keys, audience=audience, issuer=issuer)
 
     async def start(self) -> None:
@@ -81,12 +81,13 @@ class Authority:
 
     def _keys(self) -> KeySet:
         """Return the keys of all sources; the same object as long as they are the same."""
-        there = tuple(source.keys for source in self.sources if source.keys is not None)
+        there = [source.keys for source in self.sources]
         before, merged = self._merged
-        if len(there) != len(before) or any(a is not b for a, b in zip(there, before, strict=True)):
+        if there != before:  # sets are equal if they are the same object
             merged = KeySet(())
             for each in there:
-                merged += each
+                if each is not None:
+                    merged += each
             self._merged = there, merged
         return merged
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, unique
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -273,7 +274,10 @@ def expiry_of(caller: object) -> bytes:
     """Return the member of a message that says until when a caller is known; empty if for ever."""
     if not isinstance(caller, Caller) or caller.expires == math.inf:
         return b""
-    return b',"expires":"%b"' % time_text(caller.ends_ms)
+    return b',"expires":"%b"' % _written(caller.ends_ms)
+
+
+_written = lru_cache(1024)(time_text)  # whoever comes back has the same token
 
 
 def forbidden(detail: str, pointer: str | None = None) -> Problem:

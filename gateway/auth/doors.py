@@ -50,6 +50,8 @@ _DOORS: Final[tuple[tuple[tuple[str, ...], re.Pattern[str], Door], ...]] = tuple
 
 def door_of(method: str, path: str) -> Door | None:
     """Return the door of a path, without that under which the gateway is mounted; None if there is none."""
+    if path == "/v1/events" and method in _ALL:  # what nearly all ask for
+        return Door.KNOWN
     if path.endswith("\n"):
         return None  # a route's `$` passes over a last line break: another door than ours would open
     for methods, pattern, door in _DOORS:

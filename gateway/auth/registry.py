@@ -248,6 +248,8 @@ class Registry:
             known = self.keys.get(caller.id or "")
             if known is None or known.stored.created != caller.issued or caller.expires <= now:
                 return False
+        if not self.revocations:
+            return True
         return not any(each.concerns(caller) for each in self._about(caller, now))
 
     def _about(self, caller: Caller, now: float) -> Iterator[Revocation]:
@@ -261,6 +263,8 @@ class Registry:
 
     def taken(self, caller: Caller, now: float) -> tuple[str, ...]:
         """Return the patterns of topics, as they are stored, that were taken from a caller."""
+        if not self._topics:
+            return ()
         return tuple(
             each.topic
             for each in self._current(self._topics, now)
