@@ -219,6 +219,11 @@ class HttpProtocol(Comer, HttpToolsProtocol):
             answering.disconnected = True  # uvicorn tells only the request that was read last
             answering.message_event.set()
         super().connection_lost(exc)
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and cycle.response_complete:
+            # A request refers to its protocol. Left to the collector, the requests of a flood are freed by
+            # the thousand, and then everybody waits.
+            self.cycle = self.scope = self._answering = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         """Parse requests, or a part of one."""

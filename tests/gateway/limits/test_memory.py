@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.limits.memory import RESUME, Memory, available, limit_of, resident
+from gateway.limits.memory import Memory, available, limit_of, resident
 
 MIB = 1 << 20
 MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -81,7 +81,7 @@ def test_it_does_not_flap(limit: int, seen: list[int]) -> None:
         memory.look()
         if each > limit:
             assert memory.reached
-        elif each <= limit * RESUME:
+        elif each <= limit * 0.95:
             assert not memory.reached
         else:
             assert memory.reached == before
