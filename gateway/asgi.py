@@ -146,6 +146,7 @@ class AsgiSubscriber:
         sink = AsgiSink(self._streams, wire, self._streams.hub.buffer_bytes)
         connection = Connection(connection_name(), sink, wire, request.overflow, request.key)
         connection.caller = caller_of(scope)
+        self._services.quotas.hold(sink, caller_of(scope))  # before anything is waited for
         try:
             await self._until_aborted(
                 sink, self._served(request, place, sink, connection, scope, receive, send)
