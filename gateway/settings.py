@@ -412,8 +412,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_connections_per_subject: Annotated[
         int,
         count(
-            "Most streams and waiting polls of one subject at a time; 0 is no limit. Here and in the four that "
-            "follow the claim `limits` of a token counts in place of the setting.",
+            "Most streams and waiting polls of one subject at a time; 0 is no limit. Here and in the four "
+            "that follow the claim `limits` of a token counts in place of the setting.",
             "How many devices and tabs a user has, only you know.",
         ),
     ] = 0

@@ -38,7 +38,7 @@ from gateway.session import Services, Session
 from gateway.starts import Place
 from gateway.streams import Streams
 from gateway.subscription import Request, Transport, parse
-from gateway.websocket import DetachedWebSocket, accept
+from gateway.websocket import MAX_CONTROL, DetachedWebSocket, accept
 
 if TYPE_CHECKING:
     from gateway.auth.authority import Authority
@@ -329,7 +329,7 @@ class Subscribe:
         """Answer the handshake and hand the socket to a WebSocket connection; with `url`, send it there."""
         head, deflate = accept(headers, allow_deflate=self._limits.deflate)
         transport, early = offer.detach()
-        most = most_bytes(caller, self._limits.max_message)
+        most = max(MAX_CONTROL, most_bytes(caller, self._limits.max_message))
         sink = DetachedWebSocket(self._streams, transport, most, deflate=deflate)
         wire = Wire.WEBSOCKET_DEFLATE if deflate else Wire.WEBSOCKET
         connection = Connection(connection_name(), sink, wire, request.overflow, request.key)
