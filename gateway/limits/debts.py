@@ -14,7 +14,7 @@ from typing import Final
 
 from gateway.limits.buckets import FORGOTTEN_AT_ONCE, MOST
 
-LONGEST: Final = 86_400.0
+LONGEST: Final = 43_200.0
 """Seconds that the largest debt takes to pay back; what goes beyond is let off."""
 
 

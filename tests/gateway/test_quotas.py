@@ -30,7 +30,7 @@ class Clock:
         return self.now
 
 
-def caller(subject: str | None = "ada", tenant: str | None = None, **limits: Any) -> Caller:
+def caller(subject: str | None = "ada", /, tenant: str | None = None, **limits: Any) -> Caller:
     """Return somebody with a token that names limits."""
     grants = Grants(publish=["#"], subscribe=["#"], tenant=tenant, limits=Claimed(**limits))
     return Caller(grants, Kind.TOKEN, subject)
@@ -64,6 +64,10 @@ def uses(quotas: Quotas, setting: str, who: Caller, most: int = 1000) -> int:
     return done
 
 
+def _claim(setting: str, limit: int) -> dict[str, Any]:
+    return {USES[setting][0]: limit}
+
+
 def only(setting: str, limit: int) -> Limits:
     return Limits(**{USES[setting][0]: limit})
 
@@ -84,7 +88,7 @@ def test_the_setting_counts(setting: str) -> None:
 def test_the_claim_counts_in_place_of_the_setting(setting: str, claimed: int) -> None:
     """In both directions."""
     quotas = Quotas(only(setting, 4), Clock())
-    who = caller(**{USES[setting][0]: claimed})
+    who = caller(**_claim(setting, claimed))
     assert uses(quotas, setting, who) == claimed * USES[setting][2]
 
 
@@ -95,7 +99,7 @@ def test_a_claim_counts_where_there_is_no_setting(setting: str) -> None:
     assert uses(quotas, setting, caller(), 500) == 500
     assert not quotas.held
     assert not len(quotas._events) + len(quotas._bytes) + len(quotas._polls)
-    assert uses(quotas, setting, caller(**{USES[setting][0]: 4})) == 4 * USES[setting][2]
+    assert uses(quotas, setting, caller(**_claim(setting, 4))) == 4 * USES[setting][2]
 
 
 @every_use
@@ -166,7 +170,7 @@ def test_places_are_given_back() -> None:
     [({}, 3), ({"requests": 1}, 1), ({"requests": 5}, 5)],
     ids=["setting", "lower", "higher"],
 )
-def test_requests_are_bounded(claimed: dict[str, int], most: int) -> None:
+def test_requests_are_bounded(claimed: dict[str, Any], most: int) -> None:
     """By how many are unfinished."""
     quotas = Quotas(ALL)
     quotas.check_request(caller(**claimed), most - 1)
@@ -179,22 +183,18 @@ def test_requests_are_bounded(claimed: dict[str, int], most: int) -> None:
 
 def test_what_the_gateway_holds_is_the_most() -> None:
     """Of one connection and of one message a token may have less than all, and not more."""
-    assert [
-        most_topics(caller(**each), 10) for each in ({}, {"subscriptions": 3}, {"subscriptions": 30})
-    ] == [10, 3, 10]
-    assert [most_bytes(caller(**each), 10) for each in ({}, {"message_bytes": 3}, {"message_bytes": 30})] == [
-        10,
-        3,
-        10,
-    ]
-    assert (most_topics(ANYBODY, 10), most_bytes(ANYBODY, 10)) == (10, 10)
+    for claimed, most in ((3, 3), (30, 10)):
+        assert most_topics(caller(subscriptions=claimed), 10) == most
+        assert most_bytes(caller(message_bytes=claimed), 10) == most
+    for who in (caller(), ANYBODY):
+        assert (most_topics(who, 10), most_bytes(who, 10)) == (10, 10)
 
 
 def test_the_settings_are_the_limits() -> None:
     """Each is a setting, and none is on by itself."""
     assert set(COUNTED) <= FIELDS.keys()
     assert Limits.of(Settings(data="memory:")) == Limits()
-    given = dict(zip(COUNTED, range(1, 6), strict=True))
+    given: dict[str, Any] = dict(zip(COUNTED, range(1, 6), strict=True))
     settings = Settings(data="memory:", jwt_key=SECRET, **given)
     assert Limits.of(settings) == Limits(connections=1, publish_rate=2, publish_bytes=3, polls=4, requests=5)
 
@@ -202,5 +202,6 @@ def test_the_settings_are_the_limits() -> None:
 @pytest.mark.parametrize("setting", COUNTED)
 def test_without_keys_a_limit_of_subjects_is_refused(setting: str) -> None:
     """There are no subjects, so it would say nothing."""
+    given: dict[str, Any] = {setting: 1}
     with pytest.raises(ValueError, match=f"{setting}: nobody is asked who they are"):
-        Settings(data="memory:", **{setting: 1})
+        Settings(data="memory:", **given)

@@ -86,7 +86,7 @@ def test_it_is_over_when_it_was_said(pause: int, cost: int) -> None:
 
 
 def test_the_largest_debt_is_bounded() -> None:
-    """A huge batch at a tiny rate is paid back within a day."""
+    """A huge batch at a tiny rate is paid back within half a day."""
     debts = Debts(SECONDS)
     debts.take("a", float("inf"), 5)
     assert debts.wait("a", 5) == LONGEST
