@@ -44,6 +44,7 @@ from gateway.operate import Operate
 from gateway.polling import Poller
 from gateway.problems import EXCEPTION_HANDLERS, Problem, method_not_allowed
 from gateway.publish import TOPIC_PATH, PublishEvents, PublishTopic
+from gateway.quotas import Limits, Quotas
 from gateway.requests.api import RequestsApi
 from gateway.requests.door import SERVICES, Door, no_services
 from gateway.requests.options import Options
@@ -118,6 +119,8 @@ class Gateway:
         self.catchup = CatchUp(self.hub, lambda: self.log.first)
         self.feeder = Feeder(self.catchup, self.log)
         self.streams = Streams(self.hub, self.catchup, self.feeder)
+        self.quotas = Quotas(Limits.of(settings))
+        self.streams.left = self.quotas.left
         name = "poll" if worker is None else f"poll-{worker.index}"
         self.poller = Poller(self.streams, self.log, settings.poll_retry_after, name)
         self.replicas = _replicas(self)
@@ -304,6 +307,7 @@ class Gateway:
             tasks=self.tasks,
             max_topics=settings.max_topics,
             access=self.access,
+            quotas=self.quotas,
         )
         limits = SubscribeLimits(
             settings.max_topics,
@@ -315,12 +319,12 @@ class Gateway:
         tickets = self.access.authority if self.access is not None and settings.store else None
         events = Events(
             Subscribe(services, self.poller, self.consumers, limits, self.sticky, tickets),
-            PublishEvents(self.intake, settings),
+            PublishEvents(self.intake, settings, self.quotas),
         )
         routes: list[BaseRoute] = [
             Route("/v1/events", events),
             WebSocketRoute("/v1/events", events),  # on a server that opens WebSockets itself
-            Route(TOPIC_PATH, PublishTopic(self.intake, settings)),
+            Route(TOPIC_PATH, PublishTopic(self.intake, settings, self.quotas)),
             *self._operate().routes(),
             *served.routes(settings, auth=settings.asks),
         ]
@@ -329,7 +333,7 @@ class Gateway:
         if self.webhooks is not None:
             routes += WebhooksApi(self.webhooks, self.intake, settings).routes()
         if self.requests is not None:
-            routes += RequestsApi(self.requests, self.intake, settings).routes()
+            routes += RequestsApi(self.requests, self.intake, settings, self.quotas).routes()
             routes += Door(self.requests, self.intake, settings).routes()
         else:
             routes.append(Route(SERVICES, no_services))

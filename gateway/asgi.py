@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ from fanout.frames import Wire
 from gateway.auth.caller import caller_of
 from gateway.detached import goodbye
 from gateway.greeting import connection_name, greeting_of
+from gateway.quotas import most_bytes
 from gateway.session import Session
 from gateway.streams import GOODBYE_SECONDS
 from gateway.subscription import Transport
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no", "vary": "accept, authorization"}
 _NDJSON: Final = "application/x-ndjson"
+
+TOO_BIG: Final = 1009
+"""The code by which a WebSocket ends whose message is too long (RFC 6455 7.4.1)."""
 
 
 class AsgiSink:
@@ -146,6 +151,7 @@ class AsgiSubscriber:
         sink = AsgiSink(self._streams, wire, self._streams.hub.buffer_bytes)
         connection = Connection(connection_name(), sink, wire, request.overflow, request.key)
         connection.caller = caller_of(scope)
+        self._services.quotas.hold(sink, caller_of(scope))  # before anything is waited for
         try:
             await self._until_aborted(
                 sink, self._served(request, place, sink, connection, scope, receive, send)
@@ -196,7 +202,7 @@ class AsgiSubscriber:
     ) -> None:  # fmt: skip
         websocket = WebSocket(scope, receive, send)
         await websocket.accept()
-        reader = _Reader(websocket)
+        reader = _Reader(websocket, most_bytes(caller_of(scope), sys.maxsize))
         session = reader.session = Session(self._services, sink, connection, request.consumer, reader)
         self._open(request, place, sink, connection)
         reading = asyncio.ensure_future(reader.read())
@@ -223,10 +229,17 @@ class AsgiSubscriber:
 
 
 class _Reader:
-    """Gives the messages of a Starlette WebSocket to a session, no faster than that takes them."""
+    """
+    Gives the messages of a Starlette WebSocket to a session, no faster than that takes them.
 
-    def __init__(self, websocket: WebSocket) -> None:
+    Args:
+        websocket: where they come from.
+        most: bytes that the token at the other end allows for one; what the server allows, is its affair.
+    """
+
+    def __init__(self, websocket: WebSocket, most: int) -> None:
         self.session: Session | None = None
+        self._most = most
         self._websocket = websocket
         self._go = asyncio.Event()
 
@@ -234,8 +247,13 @@ class _Reader:
         """The session can take messages again."""
         self._go.set()
 
+    def _is_too_long(self, message: str | bytes) -> bool:
+        if len(message) * 4 <= self._most:  # no character has more bytes in UTF-8
+            return False
+        return len(message if isinstance(message, bytes) else message.encode()) > self._most
+
     async def read(self) -> None:
-        """Read until the client leaves."""
+        """Read until the client leaves, or sends more than it may."""
         session = self.session
         assert session is not None
         with contextlib.suppress(WebSocketDisconnect):
@@ -244,7 +262,11 @@ class _Reader:
                 if message["type"] == "websocket.disconnect":
                     return
                 text = message.get("text")
-                session.received(text if text is not None else message["bytes"])
+                given = text if text is not None else message["bytes"]
+                if self._is_too_long(given):
+                    await self._websocket.close(TOO_BIG)
+                    return
+                session.received(given)
                 while session.busy():
                     self._go.clear()
                     await self._go.wait()

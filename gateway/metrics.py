@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from fanout import heartbeat
 from fanout.connection import State
 from gateway.limits.guard import GUARDED
+from gateway.quotas import COUNTED
 from webhooks.counters import BOUNDS
 
 if TYPE_CHECKING:
@@ -102,7 +103,10 @@ class Collector:
 
     def _limits(self) -> Iterator[Metric]:
         doorkeeper = self._gateway.doorkeeper
+        quotas = self._gateway.quotas
         counted = {"max_connections": self._gateway.streams.turned_away}
+        if self._gateway.access is not None:
+            counted |= {name: quotas.refused[name] for name in COUNTED}
         if doorkeeper is not None:
             guard = doorkeeper.guard
             counted |= {name: guard.refused[name] for name in GUARDED}

@@ -16,10 +16,11 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from fanout.event import Event
-from gateway.auth.caller import caller_of
+from gateway.auth.caller import Caller, caller_of
 from gateway.cloudevents import HEADER as CLOUD_EVENT_HEADER
 from gateway.intake import Intake, Limits
 from gateway.problems import ClientGone, Problem, method_not_allowed
+from gateway.quotas import Quotas, most_bytes
 
 SLOWEST: Final = 32_768
 """Bytes per second at which a body must come on average, beyond `body_timeout`; small ones need not care."""
@@ -38,15 +39,17 @@ class Body:
         receive: the request's ASGI channel.
         intake: whose budget the body is accounted to.
         limits: how long it may be and take.
+        caller: whose it is, who may have less.
     """
 
-    def __init__(self, receive: Receive, intake: Intake, limits: Limits) -> None:
+    def __init__(self, receive: Receive, intake: Intake, limits: Limits, caller: Caller) -> None:
         self.size = 0
         self.complete = False
         self.awaited = False  # by a client that sends no body before it is told to (RFC 9110 section 10.1.1)
         self._receive = receive
         self._budget = intake.budget
         self._limits = limits
+        self._most = most_bytes(caller, limits.max_body_bytes)
 
     async def read(self, headers: Headers) -> bytes:
         """
@@ -98,7 +101,7 @@ class Body:
         """Refuse by its head what need not be read at all."""
         self.awaited = b"expect" in headers
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self._limits.max_body_bytes:
+        if length.isdigit() and int(length) > self._most:
             raise self._too_long()
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             detail = "the body is compressed; only plain ones are read"
@@ -110,33 +113,43 @@ class Body:
         self.awaited = False
         part: bytes = message.get("body", b"")
         self.complete = not message.get("more_body", False)
-        if self.size + len(part) > self._limits.max_body_bytes:
+        if self.size + len(part) > self._most:
             raise self._too_long()
         self._budget.take(len(part))
         self.size += len(part)
         return part
 
     def _too_long(self) -> Problem:
-        return Problem(413, f"the body has more than {self._limits.max_body_bytes} bytes")
+        return Problem(413, f"the body has more than {self._most} bytes")
 
 
 class PublishEvents:
-    """`POST /v1/events`: events in the body."""
+    """
+    `POST /v1/events`: events in the body.
 
-    def __init__(self, intake: Intake, limits: Limits) -> None:
+    Args:
+        intake: takes them.
+        limits: of a body.
+        quotas: of who publishes; there are none but those of their token if None.
+    """
+
+    def __init__(self, intake: Intake, limits: Limits, quotas: Quotas | None = None) -> None:
         self.intake = intake
         self.limits = limits
+        self.quotas = quotas or Quotas()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             await method_not_allowed("POST").send(send)
             return
-        body = Body(receive, self.intake, self.limits)
+        caller = caller_of(scope)
+        body = Body(receive, self.intake, self.limits, caller)
         try:
             headers = dict(scope["headers"])
             content = await body.read(headers)
             events = self._events(scope, headers, content)
-            caller_of(scope).admit(events, self.intake.mint.takes)
+            caller.admit(events, self.intake.mint.takes)
+            self.quotas.publish(caller, len(events), len(content))
             receipt = await self.intake.publish(events)
         except Problem as problem:
             await refuse(problem, body, send)

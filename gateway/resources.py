@@ -205,7 +205,7 @@ class Resource:
             return
         if CALLER not in scope:  # otherwise the gate has looked
             check_site(headers)
-        body = Body(receive, self._intake, self._limits)
+        body = Body(receive, self._intake, self._limits, caller_of(scope))
         try:
             content = await body.read(headers)
             response = await self._answer(handler, Call(scope, headers, content, receive))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, assert_never
 
 import msgspec
@@ -30,6 +30,7 @@ from gateway.intake import Intake, Receipt
 from gateway.log import LogError
 from gateway.mint import now_ms
 from gateway.problems import Problem, unreadable
+from gateway.quotas import Quotas, most_topics
 from gateway.starts import Locator
 from gateway.streams import Streams, StreamSink
 from gateway.subscription import check_patterns, read_start
@@ -131,6 +132,7 @@ class Services:
     tasks: asyncio.TaskGroup
     max_topics: int
     access: Access | None = None
+    quotas: Quotas = field(default_factory=Quotas)
 
 
 class Session:
@@ -248,8 +250,9 @@ class Session:
         patterns = caller.listen(given)
         hub = self._services.streams.hub
         have = hub.patterns(self._connection)
-        if len(have.union(patterns)) > self._services.max_topics:
-            raise Problem(422, f"a connection may have {self._services.max_topics} topics")
+        most = most_topics(caller, self._services.max_topics)
+        if len(have.union(patterns)) > most:
+            raise Problem(422, f"a connection may have {most} topics")
         oldest = caller.grants.reaches_back_to(now_ms())
         place = await self._services.locator.reach(start, Selection(patterns), oldest)
         if self._connection.state is State.CLOSED:
@@ -282,7 +285,7 @@ class Session:
             topics.append(operation.topic)
         if not topics:
             raise Problem(422, "say which topics: a list of patterns")
-        return check_patterns(topics, self._services.max_topics)
+        return check_patterns(topics, most_topics(self._caller, self._services.max_topics))
 
     async def _publish(self, operations: list[Publish]) -> None:
         """Publish a run of events at once, and answer each by itself, in order."""
@@ -299,6 +302,8 @@ class Session:
 
     async def _publish_one(self, operation: Publish) -> Receipt:
         intake = self._services.intake
+        if (problem := intake.refuses()) is not None:
+            raise problem
         event = intake.mint.event(
             intake.now(),
             operation.topic,
@@ -308,7 +313,9 @@ class Session:
             operation.key,
             operation.ttl,
         )
-        self._caller.admit((event,), intake.mint.takes)
+        caller = self._caller
+        caller.admit((event,), intake.mint.takes)
+        self._services.quotas.publish(caller, 1, len(event.body))
         return await intake.publish((event,))
 
     async def _ack(self, operation: Ack) -> None:

@@ -409,6 +409,49 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "What is there goes on, where the kernel would end all of it; a fifth is for the rest.",
         ),
     ] = "80%"
+    max_connections_per_subject: Annotated[
+        int,
+        count(
+            "Most streams and waiting polls of one subject at a time; 0 is no limit. Here and in the four "
+            "that follow the claim `limits` of a token counts in place of the setting.",
+            "How many devices and tabs a user has, only you know.",
+        ),
+    ] = 0
+    publish_rate: Annotated[
+        int,
+        count(
+            "Events that one subject may publish a second, twice as many at once; 0 is no limit.",
+            "One subject may be the service that publishes everything.",
+            0,
+            1_000_000,
+        ),
+    ] = 0
+    publish_bytes: Annotated[
+        int,
+        bytes_(
+            "Bytes of bodies that one subject may publish a second, twice as many at once; 0 is no limit.",
+            "As for `publish_rate`.",
+            0,
+        ),
+    ] = 0
+    poll_rate: Annotated[
+        int,
+        count(
+            "Polls of one subject a second, twice as many at once; 0 is no limit.",
+            "A poll of what is not there costs little, and its answer says when to come again.",
+            0,
+            1_000_000,
+        ),
+    ] = 0
+    max_requests_per_subject: Annotated[
+        int,
+        count(
+            "Most unfinished requests of one subject, of all services together; 0 is no limit.",
+            "`request_queue` bounds what all have together.",
+            0,
+            10_000_000,
+        ),
+    ] = 0
 
     dedup_seconds: Annotated[
         float,

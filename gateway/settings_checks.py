@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -136,6 +137,11 @@ def _takes_requests(settings: Settings) -> bool:
     return takes(topology(settings))("requests.any")
 
 
+def _is_for_nobody(name: str, settings: Settings) -> bool:
+    """Say whether a limit of subjects is set where there are none."""
+    return bool(getattr(settings, name)) and not settings.asks
+
+
 MAX_NAME_BYTES: Final = 250
 """A short string of AMQP has 255; the queue of the dead letters has five more than the exchange."""
 
@@ -158,6 +164,16 @@ _REFUSALS: Final[tuple[tuple[str, Callable[[Settings], bool], str], ...]] = (
         "jwt_issuer",
         lambda s: s.jwt_issuer != "" and not s.asks,
         "nobody is asked for a token: give a jwt_key or jwks as well",
+    ),
+    *(
+        (name, partial(_is_for_nobody, name), "nobody is asked who they are: give a jwt_key or jwks as well")
+        for name in (
+            "max_connections_per_subject",
+            "publish_rate",
+            "publish_bytes",
+            "poll_rate",
+            "max_requests_per_subject",
+        )
     ),
     ("jwks", lambda s: not is_path(s.jwks), NO_PATH),
     (

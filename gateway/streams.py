@@ -80,6 +80,7 @@ class Streams:
         self.draining = False  # nobody new is let in
         self.turned_away = 0  # because there were too many, not because of a drain
         self.closed: Callable[[object], None] = lambda _: None  # told each transport that is gone
+        self.left: Callable[[object], None] = lambda _: None  # told each sink whose transport is gone
         self._unsure: list[StreamSink] = []
 
     # --- coming and going -----------------------------------------------------------------------------------
@@ -120,6 +121,7 @@ class Streams:
             self._end(sink, LOST)
         self.fulls.pop(sink, None)
         self.goodbyes.pop(sink, None)
+        self.left(sink)
 
     def closing(self, sink: StreamSink, reason: CloseReason, patience: float = GOODBYE_SECONDS) -> None:
         """A sink said goodbye: nothing more is written to it, and after `patience` seconds it is cut off."""

@@ -27,17 +27,18 @@ from gateway.consumers import Consumers
 from gateway.detached import Detached, DetachedStream
 from gateway.greeting import connection_name, greeting_of
 from gateway.host import HostWatch
-from gateway.limits.refusal import turn_away
+from gateway.limits.refusal import ComeBack, turn_away
 from gateway.log import LogError
 from gateway.members.sticky import HOP, Sticky
 from gateway.mint import now_ms
 from gateway.polling import Poller
 from gateway.problems import ClientGone, Problem, method_not_allowed, unreadable
+from gateway.quotas import most_bytes, most_topics
 from gateway.session import Services, Session
 from gateway.starts import Place
 from gateway.streams import Streams
 from gateway.subscription import Request, Transport, parse
-from gateway.websocket import DetachedWebSocket, accept
+from gateway.websocket import MAX_CONTROL, DetachedWebSocket, accept
 
 if TYPE_CHECKING:
     from gateway.auth.authority import Authority
@@ -162,18 +163,52 @@ class Subscribe:
         self, headers: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send
     ) -> None:
         caller = caller_of(scope)
-        request = _granted(parse(scope["query_string"], headers, self._limits.max_topics), caller)
+        most = most_topics(caller, self._limits.max_topics)
+        request = _granted(parse(scope["query_string"], headers, most), caller)
         url = self._elsewhere(request, scope, headers)
         if url and request.transport is not Transport.WEBSOCKET:
             await self._send_on(url, scope, send)
             return
         try:
+            if request.transport is Transport.POLL:
+                await self._poll(request, caller, scope, receive, send)
+            else:
+                await self._stream(request, caller, headers, scope, receive, send, url)
+        except ComeBack as refusal:
+            if request.transport is not Transport.SSE:
+                raise
+            await turn_away(send, refusal.retry_after or 0)
+
+    async def _poll(
+        self, request: Request, caller: Caller, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer a poll; one that may wait is a connection of its caller's as long as it takes."""
+        quotas, holder = self._services.quotas, object()
+        if request.wait:
+            quotas.check_place(caller)
+        quotas.poll(caller)
+        if request.wait:
+            quotas.hold(holder, caller)
+        try:
             place = await self._place(request, caller)
-        except LogError as error:
-            raise unreadable(error) from error
-        if request.transport is Transport.POLL:
             await self._poller.answer(request, place, scope, receive, send)
-            return
+        finally:
+            quotas.left(holder)
+
+    async def _stream(
+        self,
+        request: Request,
+        caller: Caller,
+        headers: Mapping[bytes, bytes],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        url: str,
+    ) -> None:
+        """Open a stream or a WebSocket; with `url`, one that is sent there."""
+        self._services.quotas.check_place(caller)  # before a consumer's place is moved …
+        place = await self._place(request, caller)
+        self._services.quotas.check_place(caller)  # … and when others may have come meanwhile
         if self._is_full():
             await self._turn_away(request, send)
             return
@@ -223,11 +258,19 @@ class Subscribe:
         await send({"type": "http.response.body"})
 
     async def _place(self, request: Request, caller: Caller) -> Place:
-        """Return where the request begins, in the log as it is when this returns."""
+        """
+        Return where the request begins, in the log as it is when this returns.
+
+        Raises:
+            Problem: 503, the log cannot be read.
+        """
         window = self._streams.hub.window
         while True:
             restarts = window.restarts
-            place = await self._locate(request, caller)
+            try:
+                place = await self._locate(request, caller)
+            except LogError as error:
+                raise unreadable(error) from error
             if window.restarts == restarts:
                 return place
 
@@ -272,7 +315,7 @@ class Subscribe:
         connection = Connection(connection_name(), sink, wire, request.overflow, request.key)
         connection.caller = caller
         head = _stream_head(request.transport, wire, scope.get(CORS, ()))
-        self._open(sink, connection, request, place, head)
+        self._open(sink, connection, caller, request, place, head)
 
     def _detach_websocket(
         self,
@@ -286,12 +329,13 @@ class Subscribe:
         """Answer the handshake and hand the socket to a WebSocket connection; with `url`, send it there."""
         head, deflate = accept(headers, allow_deflate=self._limits.deflate)
         transport, early = offer.detach()
-        sink = DetachedWebSocket(self._streams, transport, self._limits.max_message, deflate=deflate)
+        most = max(MAX_CONTROL, most_bytes(caller, self._limits.max_message))
+        sink = DetachedWebSocket(self._streams, transport, most, deflate=deflate)
         wire = Wire.WEBSOCKET_DEFLATE if deflate else Wire.WEBSOCKET
         connection = Connection(connection_name(), sink, wire, request.overflow, request.key)
         connection.caller = caller
         sink.inbox = Session(self._services, sink, connection, request.consumer, sink)
-        self._open(sink, connection, request, place, head)
+        self._open(sink, connection, caller, request, place, head)
         if url and self._sticky is not None:
             self._sticky.sent_on += 1
             sink.close(self._sticky.moved_to(url))
@@ -299,8 +343,15 @@ class Subscribe:
             sink.data_received(early)
 
     def _open(
-        self, sink: Detached, connection: Connection, request: Request, place: Place, head: bytes
+        self,
+        sink: Detached,
+        connection: Connection,
+        caller: Caller,
+        request: Request,
+        place: Place,
+        head: bytes,
     ) -> None:
+        self._services.quotas.hold(sink, caller)
         sink.take_over()
         greeting = head + greeting_of(self._streams, connection, place)
         self._streams.open(sink, connection, request.patterns, place.position, greeting)

@@ -123,6 +123,11 @@ class Caller:
         return f"{self.tenant}\x1f{who or ''}"  # neither can have a control character
 
     @property
+    def mark(self) -> str:
+        """What stands for the owner where others may see it; empty if there is none."""
+        return blake2b(self.owner.encode(), digest_size=12).hexdigest() if self.owner else ""
+
+    @property
     def ends_ms(self) -> int:
         """When the token is over as it says itself, in milliseconds since the Unix epoch."""
         return round(min(self.expires - self.leeway, LATEST) * 1000)
@@ -221,9 +226,7 @@ class Caller:
         Return a name that a client chose, such as a consumer's, so that nobody else can spell it: a subject's
         are its own. The slash is in no name of a client.
         """
-        if not self.owner:
-            return name
-        return f"{blake2b(self.owner.encode(), digest_size=12).hexdigest()}/{name}"
+        return f"{self.mark}/{name}" if self.owner else name
 
     # --- doors ----------------------------------------------------------------------------------------------
 

@@ -37,7 +37,10 @@ REFUSALS: Final[Mapping[int, str]] = {
     421: "The gateway does not go by the name by which it was called.",
     422: "Well-formed, and against the rules.",
     426: "Another version of WebSocket than 13.",
-    429: "The service has as many unfinished requests as it may have, or your address too many connections.",
+    429: (
+        "Your address, or your token's subject, has as much as it may have; or the service has as many "
+        "unfinished requests."
+    ),
     431: "The head of the request is too large.",
     501: "The server in front of this gateway opens no WebSockets.",
     503: "Not now; `Retry-After` says when.",

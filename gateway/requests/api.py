@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final
@@ -17,9 +18,10 @@ from gateway.operate import json_response
 from gateway.pages import read_limit, read_page, write_page
 from gateway.payloads import content_type, payload
 from gateway.problems import Problem
+from gateway.quotas import Quotas
 from gateway.requests.book import Request
 from gateway.requests.changes import TOPICS, State
-from gateway.requests.service import Requests, no_request
+from gateway.requests.service import Client, Requests, no_request
 from gateway.requests.shown import shown_listed, shown_request
 from gateway.resources import BodyLimits, Call, Handler, Resource
 from gateway.settings import Settings
@@ -46,10 +48,12 @@ class RequestsApi:
         requests: what is asked.
         intake: whose budget bodies are accounted to.
         settings: bound how long a body may take.
+        quotas: of who hands requests in.
     """
 
-    def __init__(self, requests: Requests, intake: Intake, settings: Settings) -> None:
+    def __init__(self, requests: Requests, intake: Intake, settings: Settings, quotas: Quotas) -> None:
         self._requests = requests
+        self._quotas = quotas
         self._intake = intake
         self._limits = BodyLimits(settings, requests.options.max_bytes)
 
@@ -82,7 +86,7 @@ class RequestsApi:
                 call.headers.get(b"idempotency-key"),
             ),
             None if ttl is None else _seconds("ttl", ttl, MAX_TTL),
-            caller.tenant,
+            Client(caller.tenant, caller.mark, partial(self._quotas.check_request, caller)),
         )
         status_url = call.url(f"{PATH}/{request.token}")
         shown = {

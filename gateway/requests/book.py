@@ -55,6 +55,7 @@ class Request:
         digest: stands for its data.
         lease: stands for the lease of the worker that has it; empty if none of the door's has.
         tenant: whose client handed it in; empty for those that are no tenant's.
+        owner: stands for that client; empty if nobody knows them.
     """
 
     token: str
@@ -74,6 +75,7 @@ class Request:
     digest: bytes
     lease: str = ""
     tenant: str = ""
+    owner: str = ""
 
 
 class Book:
@@ -87,6 +89,7 @@ class Book:
     def __init__(self, keep_ms: int) -> None:
         self.upto = 0  # position of the last event that was applied
         self.unfinished: Counter[str] = Counter()  # by service
+        self.unfinished_of: Counter[str] = Counter()  # by owner, of those that have some
         self.ended: Counter[tuple[str, str]] = Counter()  # by service and state or reason, for the metrics
         self._keep = keep_ms
         self._requests: dict[str, Request] = {}
@@ -136,10 +139,10 @@ class Book:
         if change.expires is not UNSET:
             request.expires = ms_of(change.expires)
         if was_final:  # an operator's retry
-            self.unfinished[request.service] += 1
+            self._count(request, 1)
             self._note(request)
         elif request.state.final:
-            self.unfinished[request.service] -= 1
+            self._count(request, -1)
             self.ended[request.service, request.reason or request.state.value] += 1
             self._note(request)
         return request
@@ -148,6 +151,7 @@ class Book:
         """Forget everything: the log is another one."""
         self.upto = 0
         self.unfinished.clear()
+        self.unfinished_of.clear()
         self._requests.clear()
         self._keys.clear()
         self._ends.clear()
@@ -194,13 +198,22 @@ class Book:
             key=event.given_id,
             digest=digest_of(change),
             tenant=tenant_of(event.topic),
+            owner=change.owner,
         )
         self._requests[token] = request
         if request.key is not None:
             self._keys[request.key] = token
-        self.unfinished[request.service] += 1
+        self._count(request, 1)
         self._note(request)
         return request
+
+    def _count(self, request: Request, more: int) -> None:
+        """Count an unfinished request more, or less."""
+        self.unfinished[request.service] += more
+        if request.owner:
+            self.unfinished_of[request.owner] += more
+            if not self.unfinished_of[request.owner]:
+                del self.unfinished_of[request.owner]
 
     def _end(self, request: Request) -> int:
         return request.updated + self._keep if request.state.final else request.expires

@@ -87,6 +87,8 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         retry: an operator has a failed one tried again.
         lease: stands for the lease of the worker that has it, so that any replica can tell it.
         tenant: whose client handed it in; empty for those that are no tenant's.
+        owner: stands for the client who handed it in, in the event that begins it; empty if nobody knows
+            them.
     """
 
     state: State
@@ -103,6 +105,7 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     retry: bool = False
     lease: str | UnsetType = UNSET
     tenant: str = ""
+    owner: str = ""
 
 
 class _Envelope(msgspec.Struct):

@@ -11,9 +11,11 @@ Every change goes through the intake, like any event: when it is answered it is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,6 +82,26 @@ class Shared:
     catch_up: Callable[[], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Client:
+    """
+    Who hands a request in.
+
+    Attributes:
+        tenant: whose they are; empty if no tenant's.
+        owner: stands for them; empty if nobody knows them.
+        check: given how many requests of theirs are unfinished; raises Problem if they may have no more.
+    """
+
+    tenant: str = ""
+    owner: str = ""
+    check: Callable[[int], None] = lambda _: None
+
+
+NOBODY: Final = Client()
+"""One whom nobody knows."""
+
+
 class Requests:
     """
     All requests of one gateway.
@@ -128,7 +150,8 @@ class Requests:
         self._due = asyncio.Event()
         self._again = False
         self.ready = False
-        self.refused = 0  # calls that were answered 429
+        self.refused = 0  # calls that were answered 429 because of their service
+        self._on_the_way: Counter[str] = Counter()  # by owner: handed in, and not in the book yet
         self._intake = intake
         self._mint = mint
         self._log = log
@@ -267,7 +290,7 @@ class Requests:
         base64: Raw | None,
         key: str | None,
         ttl: float | None,
-        tenant: str = "",
+        client: Client = NOBODY,
     ) -> tuple[Request, str]:
         """
         Hand in a request; return it with a cursor behind which its changes come.
@@ -278,10 +301,11 @@ class Requests:
             base64: instead of it, a JSON string.
             key: the same for repeats of one call, which are one request then; None if there are none.
             ttl: seconds in which it has to be done; None for the usual.
-            tenant: whose client hands it in; empty for those that are no tenant's.
+            client: who hands it in.
 
         Raises:
-            Problem: 429, the service has too many; 422, the key was used for other data; 413, 503.
+            Problem: 429, the service has too many, or the client; 422, the key was used for other data; 413,
+                503.
         """
         self.check_ready()
         change = Change(
@@ -290,7 +314,8 @@ class Requests:
             expires=moment_of(now_ms() + round((self.options.ttl if ttl is None else ttl) * 1000)),
             data=UNSET if data is None else data,
             data_base64=UNSET if base64 is None else base64,
-            tenant=tenant,
+            tenant=client.tenant,
+            owner=client.owner,
         )
         if key is not None and (known := self.book.by_key(key)) is not None:
             return self._repeated(known, change)
@@ -298,6 +323,29 @@ class Requests:
             self.refused += 1
             detail = f"the service {service} has {self.options.max_unfinished} unfinished requests already"
             raise Problem(429, detail, retry_after=BUSY_SECONDS)
+        with self._coming(client):
+            return await self._begin(change, key)
+
+    @contextlib.contextmanager
+    def _coming(self, client: Client) -> Iterator[None]:
+        """
+        Count a request that is on its way into the book as one of its client's.
+
+        Raises:
+            Problem: the client may not have it.
+        """
+        owner = client.owner
+        client.check(self.book.unfinished_of[owner] + self._on_the_way[owner])
+        self._on_the_way[owner] += 1
+        try:
+            yield
+        finally:
+            self._on_the_way[owner] -= 1
+            if not self._on_the_way[owner]:
+                del self._on_the_way[owner]
+
+    async def _begin(self, change: Change, key: str | None) -> tuple[Request, str]:
+        """Write the change that begins a request, and return that."""
         token = new_token()
         if self.shared is not None and key is not None:
             # Repeats through other replicas are told apart by the log only: so it has to be read before one
