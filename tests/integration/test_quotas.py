@@ -14,6 +14,7 @@ import pytest
 from tests.support.bearer import ENVIRON, bearer, call, fresh
 from tests.support.clients import (
     Address,
+    Closed,
     Refused,
     Response,
     Tcp,
@@ -370,7 +371,9 @@ async def test_a_token_has_shorter_messages(anywhere: Address, topic: str, subje
         await reader.send(operation % (topic, "ä" * (room // 2)))
         assert (await reader.next())["control"] == "published"
         await reader.send(operation % (topic, "ä" * (room // 2 + 1)))
-        assert (await reader.closed()).code == 1009
+        with pytest.raises(Closed) as closed:
+            await reader.next()
+        assert closed.value.code == 1009
 
 
 async def test_small_messages_do_not_end_pings(gateway: Address, subject: str) -> None:
@@ -379,7 +382,9 @@ async def test_small_messages_do_not_end_pings(gateway: Address, subject: str) -
     async with open_subscriber(gateway, "websocket", headers=[bearer(text)]) as reader:
         assert (await reader.ask({"op": "ping"}))["control"] == "pong"
         await reader.send("x" * 126)
-        assert (await reader.closed()).code == 1009
+        with pytest.raises(Closed) as closed:
+            await reader.next()
+        assert closed.value.code == 1009
 
 
 # --- requests -----------------------------------------------------------------------------------------------
