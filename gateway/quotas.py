@@ -179,13 +179,13 @@ class Quotas:
         if not self.held[owner]:
             del self.held[owner]
 
-    def check_request(self, caller: Caller, unfinished: int) -> None:
+    def check_request(self, caller: Caller, unfinished: Callable[[], int]) -> None:
         """
         Check that somebody may hand in one request more.
 
         Args:
             caller: who.
-            unfinished: how many of theirs there are.
+            unfinished: counts those of theirs that there are.
 
         Raises:
             ComeBack: 429, there are as many as there may be.
@@ -193,7 +193,7 @@ class Quotas:
         if not caller.owner:
             return
         most = _either(caller.grants.limits.requests, self.limits.requests)
-        if most and unfinished >= most:
+        if most and unfinished() >= most:
             detail = f"you may have {most} unfinished requests (max_requests_per_subject)"
             raise self._refusal("max_requests_per_subject", detail, FULL_SECONDS)
 

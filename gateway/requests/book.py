@@ -100,6 +100,9 @@ class Book:
     def __len__(self) -> int:
         return len(self._requests)
 
+    def __contains__(self, token: object) -> bool:
+        return token in self._requests
+
     def __iter__(self) -> Iterator[Request]:
         return iter(self._requests.values())
 

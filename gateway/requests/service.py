@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -90,12 +89,12 @@ class Client:
     Attributes:
         tenant: whose they are; empty if no tenant's.
         owner: stands for them; empty if nobody knows them.
-        check: given how many requests of theirs are unfinished; raises Problem if they may have no more.
+        check: given what counts the unfinished requests of theirs; raises Problem if they may have no more.
     """
 
     tenant: str = ""
     owner: str = ""
-    check: Callable[[int], None] = lambda _: None
+    check: Callable[[Callable[[], int]], None] = lambda _: None
 
 
 NOBODY: Final = Client()
@@ -151,7 +150,7 @@ class Requests:
         self._again = False
         self.ready = False
         self.refused = 0  # calls that were answered 429 because of their service
-        self._on_the_way: Counter[str] = Counter()  # by owner: handed in, and not in the book yet
+        self._on_the_way: dict[str, set[str]] = {}  # tokens by owner: handed in, and not answered yet
         self._intake = intake
         self._mint = mint
         self._log = log
@@ -323,30 +322,34 @@ class Requests:
             self.refused += 1
             detail = f"the service {service} has {self.options.max_unfinished} unfinished requests already"
             raise Problem(429, detail, retry_after=BUSY_SECONDS)
-        with self._coming(client):
-            return await self._begin(change, key)
+        token = new_token()
+        with self._coming(token, client):
+            return await self._begin(token, change, key)
 
     @contextlib.contextmanager
-    def _coming(self, client: Client) -> Iterator[None]:
+    def _coming(self, token: str, client: Client) -> Iterator[None]:
         """
         Count a request that is on its way into the book as one of its client's.
 
         Raises:
             Problem: the client may not have it.
         """
-        owner = client.owner
-        client.check(self.book.unfinished_of[owner] + self._on_the_way[owner])
-        self._on_the_way[owner] += 1
+        owner, book = client.owner, self.book
+        if not owner:
+            yield
+            return
+        coming = self._on_the_way.setdefault(owner, set())
         try:
+            client.check(lambda: book.unfinished_of[owner] + sum(each not in book for each in coming))
+            coming.add(token)
             yield
         finally:
-            self._on_the_way[owner] -= 1
-            if not self._on_the_way[owner]:
-                del self._on_the_way[owner]
+            coming.discard(token)
+            if not coming:
+                self._on_the_way.pop(owner, None)
 
-    async def _begin(self, change: Change, key: str | None) -> tuple[Request, str]:
+    async def _begin(self, token: str, change: Change, key: str | None) -> tuple[Request, str]:
         """Write the change that begins a request, and return that."""
-        token = new_token()
         if self.shared is not None and key is not None:
             # Repeats through other replicas are told apart by the log only: so it has to be read before one
             # of them is put into a queue.

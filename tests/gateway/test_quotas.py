@@ -173,11 +173,11 @@ def test_places_are_given_back() -> None:
 def test_requests_are_bounded(claimed: dict[str, Any], most: int) -> None:
     """By how many are unfinished."""
     quotas = Quotas(ALL)
-    quotas.check_request(caller(**claimed), most - 1)
+    quotas.check_request(caller(**claimed), lambda: most - 1)
     with pytest.raises(ComeBack, match="max_requests_per_subject") as refused:
-        quotas.check_request(caller(**claimed), most)
+        quotas.check_request(caller(**claimed), lambda: most)
     assert (refused.value.retry_after or 0) >= 5
-    quotas.check_request(ANYBODY, 100)
+    quotas.check_request(ANYBODY, lambda: 100)
     assert quotas.refused == {"max_requests_per_subject": 1}
 
 

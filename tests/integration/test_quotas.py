@@ -14,6 +14,7 @@ import pytest
 from tests.support.bearer import ENVIRON, bearer, call, fresh
 from tests.support.clients import (
     Address,
+    Closed,
     Refused,
     Response,
     Tcp,
@@ -270,25 +271,38 @@ async def test_polls_that_wait_are_connections(anywhere: Address, topic: str, su
     target = anywhere.target("/v1/events", [("topic", topic), ("wait", "30")])
     waiting = request_bytes("GET", target, [bearer(text)])
 
-    async def full() -> bool:
-        return await opens(anywhere, text) is not None
-
     async def free() -> bool:
-        return not await full()
+        return await opens(anywhere, text) is None
 
-    async with AsyncExitStack() as stack:
-        for _ in range(2):
-            tcp = await stack.enter_async_context(Tcp.open(anywhere))
-            await tcp.send(waiting)
-        await until(full, "two polls are as many connections as there may be")
+    @asynccontextmanager
+    async def two() -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await connected(anywhere, 0)
+            for _ in range(2):
+                tcp = await stack.enter_async_context(Tcp.open(anywhere))
+                await tcp.send(waiting)
+            await connected(anywhere, 2)
+            response = await opens(anywhere, text)
+            assert response is not None, "two polls are as many connections as there may be"
+            check_refusal(response, "max_connections_per_subject")
+            yield
+
+    async with two():
+        pass
     await until(free, "the places of those who went are free")
-    async with AsyncExitStack() as stack:
-        for _ in range(2):
-            tcp = await stack.enter_async_context(Tcp.open(anywhere))
-            await tcp.send(waiting)
-        await until(full, "two polls are as many connections as there may be")
+    async with two():
         await publish_to(anywhere, topic, 1)
         await until(free, "the places of those that were answered are free")
+
+
+async def connected(address: Address, number: int) -> None:
+    """Wait until a gateway has so many streams and waiting polls."""
+
+    async def so_many() -> bool:
+        total: int = (await call(address, "GET", "/v1/connections")).json["total"]
+        return total == number
+
+    await until(so_many, f"there are {number} connections")
 
 
 async def test_a_crowd_gets_no_more_than_its_places(anywhere: Address, subject: str) -> None:
@@ -357,7 +371,9 @@ async def test_a_token_has_shorter_messages(anywhere: Address, topic: str, subje
         await reader.send(operation % (topic, "ä" * (room // 2)))
         assert (await reader.next())["control"] == "published"
         await reader.send(operation % (topic, "ä" * (room // 2 + 1)))
-        assert (await reader.closed()).code == 1009
+        with pytest.raises(Closed) as closed:
+            await reader.next()
+        assert closed.value.code == 1009
 
 
 async def test_small_messages_do_not_end_pings(gateway: Address, subject: str) -> None:
@@ -366,7 +382,9 @@ async def test_small_messages_do_not_end_pings(gateway: Address, subject: str) -
     async with open_subscriber(gateway, "websocket", headers=[bearer(text)]) as reader:
         assert (await reader.ask({"op": "ping"}))["control"] == "pong"
         await reader.send("x" * 126)
-        assert (await reader.closed()).code == 1009
+        with pytest.raises(Closed) as closed:
+            await reader.next()
+        assert closed.value.code == 1009
 
 
 # --- requests -----------------------------------------------------------------------------------------------
