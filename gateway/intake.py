@@ -163,16 +163,30 @@ class Intake:
         type: str | None = None,
         key: str | None = None,
         ttl: float | None = None,
+        *,
+        admit: Callable[[Event], None] = lambda _event: None,
     ) -> Receipt:
         """
         Publish one event given by its fields; `data` must be one JSON value, and UTF-8.
 
+        Args:
+            topic: see `Mint.event`, like the five that follow.
+            data: what the event says.
+            id: makes publishing idempotent.
+            type: what it is.
+            key: what it is about.
+            ttl: seconds for which it is worth delivering.
+            admit: says whether the event may be published; it may change its topic.
+
         Raises:
-            Problem: 422 or 413, the event is refused; 503, as `publish`, or there is no memory for more.
+            Problem: 422 or 413, the event is refused; 503, as `publish`, or there is no memory for more; and
+                what `admit` raises.
         """
         if (problem := self.refuses()) is not None:
             raise problem
-        return await self.publish([self.mint.event(self.now(), topic, data, id, type, key, ttl)])
+        event = self.mint.event(self.now(), topic, data, id, type, key, ttl)
+        admit(event)
+        return await self.publish((event,))
 
     async def _store(self, events: list[Event]) -> None:
         if events:

@@ -22,6 +22,7 @@ from fanout.closing import INTERNAL
 from fanout.connection import Connection, State
 from fanout.cursor import Cursor
 from fanout.errors import CursorError
+from fanout.event import Event
 from fanout.frames import control_frame
 from fanout.selection import Selection
 from gateway.auth.caller import ANYBODY, Caller, expiry_of
@@ -301,22 +302,26 @@ class Session:
                 self._answer("published", operation.ref, members)
 
     async def _publish_one(self, operation: Publish) -> Receipt:
-        intake = self._services.intake
-        if (problem := intake.refuses()) is not None:
-            raise problem
-        event = intake.mint.event(
-            intake.now(),
+        return await self._services.intake.publish_one(
             operation.topic,
             operation.data,
             operation.id,
             operation.type,
             operation.key,
             operation.ttl,
+            admit=self._admit,
         )
+
+    def _admit(self, event: Event) -> None:
+        """
+        Let an event be published.
+
+        Raises:
+            Problem: 403, who is at the other end may not; 429, they may not now.
+        """
         caller = self._caller
-        caller.admit((event,), intake.mint.takes)
+        caller.admit((event,), self._services.intake.mint.takes)
         self._services.quotas.publish(caller, 1, len(event.body))
-        return await intake.publish((event,))
 
     async def _ack(self, operation: Ack) -> None:
         if self._consumer is None:

@@ -149,29 +149,29 @@ class Door:
     async def _progress(self, call: Call) -> Response:
         """Extend a lease, and publish the progress if there is any."""
         call.query()
-        await self._check(call)
         given = decoded(call.members(), Progress)
+        await self._check(call)
         await self._leasing.progress(call.part("lease"), given.progress)
         return json_response({"seconds": self._requests.options.lease})
 
     async def _complete(self, call: Call) -> Response:
         """Take a result."""
         call.query()
-        await self._check(call)
         given = decoded(call.members(), Result)
+        await self._check(call)
         await self._leasing.complete(call.part("lease"), given.result)
         return _done()
 
     async def _fail(self, call: Call) -> Response:
         """Take it that an attempt failed."""
         call.query()
-        await self._check(call)
         given = decoded(call.members(), Failure)
         if given.reason not in REASONS:
             reasons = ", ".join(sorted(REASONS))
             raise Problem(422, f"reason is one of {reasons}", members={"pointer": "/reason"})
         if given.delay is not None and not 0 <= given.delay <= MAX_DELAY:
             raise Problem(422, f"delay is from 0 to {MAX_DELAY:g} seconds", members={"pointer": "/delay"})
+        await self._check(call)
         trouble = Trouble(given.reason, given.detail[:MAX_DETAIL])
         await self._leasing.fail(call.part("lease"), trouble, again=given.again, delay=given.delay)
         return _done()

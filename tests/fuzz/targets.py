@@ -24,6 +24,7 @@ import msgspec
 from fanout.connection import Connection
 from fanout.cursor import Cursor, parse_start
 from fanout.errors import CursorError, TopicError
+from fanout.event import Event
 from fanout.frames import Wire
 from fanout.topics import PatternIndex, check_pattern, check_topic, matches
 from gateway.auth.keyset import KeySet
@@ -236,8 +237,10 @@ class _Intake:
     def __init__(self) -> None:
         self.mint = Mint(10_000, "prefix")
 
-    async def publish_one(self, topic: str, data: Any, *fields: Any) -> Receipt:
-        self.mint.event(EVENT_TIME, topic, data, *fields)
+    async def publish_one(
+        self, topic: str, data: Any, *fields: Any, admit: Callable[[Event], None]
+    ) -> Receipt:
+        admit(self.mint.event(EVENT_TIME, topic, data, *fields))
         return Receipt(1, 0, "aaaaaa-1-0000")
 
 
@@ -529,13 +532,16 @@ TARGETS: Final[dict[str, Target]] = {
         check_query, _QUERIES, (b"topic=", b"cursor=", b"q=", b"wait="), ("gateway.subscription",)
     ),
     "settings file": Target(
-        check_settings_file, _FILES, (b'"""', b"inf", b"nan", b"0x" + b"f" * 6000), ("gateway.settings",)
+        check_settings_file,
+        _FILES,
+        (b'"""', b"inf", b"nan", b"0x" + b"f" * 6000),
+        ("gateway.settings", "gateway.setting", "gateway.settings_checks"),
     ),
     "settings given": Target(
         check_settings_given,
         _GIVEN,
         (b"SLUICE_", b"SLUICE_CONFIG=~nobody-here/x", *(f"{name}=".encode() for name in FIELDS)),
-        ("gateway.settings", "gateway.units"),
+        ("gateway.settings", "gateway.setting", "gateway.settings_checks", "gateway.units"),
     ),
     "token": Target(check_token, _TOKENS, (b".", b"e30", b"eyJhbGciOiJIUzI1NiJ9"), ("gateway.auth.tokens",)),
     "publish": Target(
