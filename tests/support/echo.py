@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from fanout.connection import Connection
 from fanout.frames import Wire, websocket_deflated, websocket_text
 from gateway.app import Gateway
+from gateway.listening import listen
 from gateway.problems import EXCEPTION_HANDLERS
 from gateway.server import Doorkeeper, HttpProtocol, Server
 from gateway.settings import Settings
@@ -132,7 +133,7 @@ async def serve(port: int, *, deflate: bool) -> None:
         lifespan="off",
         log_config=None,
     )
-    await Server(config, gateway.drain).serve()
+    await Server(config, gateway.drain).serve(listen("127.0.0.1", port, 131_072, 30_000))
     await gateway.stop()
 
 
