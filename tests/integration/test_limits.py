@@ -249,7 +249,7 @@ async def test_so_many_connections_a_second(encrypted: dict[str, Any]) -> None:
 # --- those that wait ----------------------------------------------------------------------------------------
 
 HALF: Final = b"GET /healthz HTTP/1.1\r\n"
-BODY: Final = b"POST /v1/topics/t HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n12"
+BODY: Final = b"POST /v1/topics/t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n12"
 
 
 @pytest.mark.parametrize("sent", [b"", HALF, BODY], ids=["nothing", "half a head", "half a body"])
@@ -267,10 +267,10 @@ async def test_so_many_that_asked_for_nothing(sent: bytes) -> None:
             assert await gauge(here, "sluice_connections_waiting") == 20 - 1  # one for the question itself
             assert await refused(here, "max_waiting") >= 35
             for tcp in honest:
-                assert (await exchange(tcp, b"Host: x\r\n\r\n")).status == 200
+                assert (await exchange(tcp, b"Host: localhost\r\n\r\n")).status == 200
             await publish(here, {"topic": "t", "data": 1})
             assert await stream.data(1) == [1]
-            rest = {b"": HEALTH, HALF: b"Host: x\r\n\r\n", BODY: b"345"}[sent]
+            rest = {b"": HEALTH, HALF: b"Host: localhost\r\n\r\n", BODY: b"345"}[sent]
             assert (await exchange(stay[-1], rest)).status in (200, 202)
 
         async def empty() -> bool:
@@ -331,7 +331,7 @@ async def test_at_the_limit_of_memory_nothing_new_begins() -> None:
     When the memory is free again, all is as before.
     """
     body = 15 * MIB
-    half = b"POST /v1/topics/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % body + bytes(body - 1)
+    half = b"POST /v1/topics/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % body + bytes(body - 1)
     async with GatewayProcess(body_timeout=60) as process:
         limit = resident(process) + 24 * MIB
         await process.arestart(memory_limit=limit)

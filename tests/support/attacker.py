@@ -41,8 +41,8 @@ DROP_BYTE: Final = 2.0
 """Seconds between two bytes of a slow client."""
 
 IP_BIND_ADDRESS_NO_PORT: Final = 24  # ip(7): the port is chosen by `connect`, for one target
-_ASKING: Final = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-_SLOW: Final = b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: " + b"y" * 4000
+_ASKING: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_SLOW: Final = b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: " + b"y" * 4000
 _TICK: Final = 0.002
 _AT_ONCE: Final = 100
 

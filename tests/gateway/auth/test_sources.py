@@ -330,11 +330,16 @@ async def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.Mon
                 await writer.drain()
                 await asyncio.sleep(0.01)
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        given_up.set()
 
+    given_up = asyncio.Event()
     async with await asyncio.start_server(drip, "127.0.0.1", 0) as made:
         source = KeyUrl(f"http://127.0.0.1:{made.sockets[0].getsockname()[1]}/")
         async with asyncio.timeout(30):
             await source.start()
+            await given_up.wait()
         assert (source.keys, source.failures) == (None, 1)
 
 
