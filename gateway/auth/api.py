@@ -23,7 +23,7 @@ from gateway.auth.caller import Caller, Kind
 from gateway.auth.gate import COOKIE
 from gateway.auth.registry import PREFIX, ApiKey, Revocation, StoredKey, new_key
 from gateway.auth.store import KEY, REVOCATION, EntriesFull
-from gateway.auth.tokens import MAX_NAME
+from gateway.auth.tokens import MAX_NAME, MAX_TOKEN_BYTES
 from gateway.auth.watch import Watch
 from gateway.intake import Intake
 from gateway.mint import time_text
@@ -244,6 +244,9 @@ class AccessApi:
         """
         call.query()
         wanted = decoded(call.members(), WantedToken)
+        if not 0 < len(wanted.token) <= MAX_TOKEN_BYTES:
+            detail = f"a token has 1 to {MAX_TOKEN_BYTES} characters"
+            raise Problem(422, detail, members={"pointer": "/token"})
         caller = await self._authority.known(wanted.token)
         name = call.part("name")
         _check_text(name, "")

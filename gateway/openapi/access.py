@@ -33,20 +33,26 @@ _SECONDS: Final = optional(number(1, MAX_SECONDS, "How long it lasts; for ever i
 _CLAIMS: Final[Json] = {"type": "object", "description": "What it grants: the claims of a token."}
 _PAGE: Final = parameter("query", "page", TEXT, "The `next` of the page before.")
 
+_KEY: Final[dict[str, Json]] = {
+    "id": TEXT,
+    "begins": {**TEXT, "description": "How its text begins."},
+    "subject": TEXT,
+    "claims": _CLAIMS,
+    "description": TEXT,
+    "created": TIME,
+    "expires": optional(TIME),
+}
+_ALWAYS: Final = "id begins subject claims description created expires"
+
 SCHEMAS: Final[dict[str, Json]] = {
-    "ApiKey": shape(
-        "id begins subject claims description created expires",
-        id=TEXT,
-        begins={**TEXT, "description": "How its text begins."},
-        subject=TEXT,
-        claims=_CLAIMS,
-        description=TEXT,
-        created=TIME,
-        expires=optional(TIME),
-    ),
-    "NewApiKey": shape("id key", id=TEXT, key={**TEXT, "description": "Its text, which is shown here only."}),
+    "ApiKey": shape(_ALWAYS, **_KEY),
+    "NewApiKey": shape("id key", **_KEY, key={**TEXT, "description": "Its text, which is shown here only."}),
     "WantedApiKey": taken(
-        "subject", subject=_NAME, claims=_CLAIMS, description=text(0, MAX_TEXT), seconds=_SECONDS
+        "subject",
+        subject=_NAME,
+        claims=optional(_CLAIMS),
+        description=optional(text(0, MAX_TEXT)),
+        seconds=_SECONDS,
     ),
     "Revocation": shape(
         "id subject token tenant topic before expires reason",
@@ -67,7 +73,7 @@ SCHEMAS: Final[dict[str, Json]] = {
             topic=optional(ref("Pattern")),
             before=optional(TIME),
             seconds=_SECONDS,
-            reason=text(0, MAX_TEXT),
+            reason=optional(text(0, MAX_TEXT)),
         ),
         "description": "All that it names must be so of a token; it names something.",
     },
@@ -183,4 +189,4 @@ def _made(description: str, schema: Json) -> Json:
 
 
 def _gone() -> Json:
-    return {"204": answer("It is done."), **refused(*BODY, 403, 422, 503)}
+    return {"204": answer("It is done."), **refused(*BODY, 404, 422, 503)}

@@ -331,7 +331,9 @@ async def test_at_the_limit_of_memory_nothing_new_begins() -> None:
     When the memory is free again, all is as before.
     """
     body = 15 * MIB
-    half = b"POST /v1/topics/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % body + bytes(body - 1)
+    half = b"POST /v1/topics/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % body + bytes(
+        body - 1
+    )
     async with GatewayProcess(body_timeout=60) as process:
         limit = resident(process) + 24 * MIB
         await process.arestart(memory_limit=limit)

@@ -1,5 +1,5 @@
 """
-The gateway answers as `/openapi.json` says: schemathesis asks whatever the document allows, and whatever it
+A gateway with keys answers as `/openapi.json` says: schemathesis asks whatever that allows, and whatever it
 does not; every answer has to be one that is described, and what is not allowed has to be refused.
 """
 
@@ -19,6 +19,7 @@ from gateway.openapi.document import describe
 from gateway.settings import Settings
 from tests.support.clients import Address, fetch
 from tests.support.described import SERVICE, Account
+from tests.support.tokens import SECRET
 
 # All is asked before the first test; a machine that others use as well takes several times as long.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -27,7 +28,7 @@ CHECKOUT: Final = Path(__file__).parents[2]
 DEADLINE: Final = 540.0
 LEAST_CASES: Final = 10_000
 
-DOCUMENT: Final = describe(Settings(data="memory:", services=SERVICE), auth=False)
+DOCUMENT: Final = describe(Settings(data="memory:", services=SERVICE, jwt_key=SECRET), auth=True)
 LABELS: Final = [
     f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods
 ]

@@ -31,10 +31,12 @@ from schemathesis.schemas import APIOperation
 from schemathesis.specs.openapi import checks
 from schemathesis.transport import SerializationContext
 
+from gateway.auth.tokens import MAX_TOKEN_BYTES
 from gateway.openapi.document import describe
 from gateway.settings import Settings
 from gateway.subscription import MAX_WAIT
-from tests.support.described import SERVICE, Account, World
+from tests.support.described import SERVICE, TOKEN, Account, World
+from tests.support.tokens import SECRET
 
 Case = schemathesis.Case[Any]
 Operation = APIOperation[Any, Any, Any, Any]
@@ -48,7 +50,7 @@ TIMEOUT: Final = 20.0
 SHORT: Final = 0.01
 """Seconds of any `wait`: what is asked here comes to nothing by waiting."""
 
-DOCUMENT: Final = describe(Settings(data="memory:", services=SERVICE), auth=False)
+DOCUMENT: Final = describe(Settings(data="memory:", services=SERVICE, jwt_key=SECRET), auth=True)
 LINES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 
@@ -70,11 +72,11 @@ def closed(part: Any, name: str = "") -> Any:
     return inner
 
 
-REFUSED: Final = [400, 404, 405, 409, 412, 413, 415, 422]
+REFUSED: Final = [400, 403, 404, 405, 409, 412, 413, 415, 422]
 """By what is refused what the document does not allow."""
 CONFIG: Final = SchemathesisConfig.from_dict(
     {
-        "generation": {"deterministic": True, "database": "none"},
+        "generation": {"deterministic": True, "database": "none", "with-security-parameters": False},
         "checks": {"negative_data_rejection": {"expected-statuses": REFUSED}},
     }
 )
@@ -160,21 +162,46 @@ def operation_id(operation: Operation) -> str:
     return name
 
 
+def _text(value: Any) -> bool:
+    """Tell whether a value is a text, and not one that is too short for anything."""
+    return isinstance(value, str) and value != ""
+
+
+def _fits(token: Any) -> bool:
+    """Tell whether a token in a body is as long as one may be; what is not is to be refused."""
+    return isinstance(token, str) and 1 <= len(token) <= MAX_TOKEN_BYTES
+
+
+ONCE: Final = {
+    "removeWebhook",
+    "cancelRequest",
+    "completeLease",
+    "failLease",
+    "releaseLease",
+    "deleteKey",
+    "deleteRevocation",
+}
+"""Operations after which what they name is gone."""
+
+
 def steer(world: World, case: Case) -> None:
     """Have a case name what there is, so that it comes further than to a 404."""
     name = operation_id(case.operation)
-    once = name in ("removeWebhook", "cancelRequest", "completeLease", "failLease", "releaseLease")
+    once = name in ONCE
     there: dict[str, Callable[[], str]] = {
         "webhook": lambda: world.webhook(fresh=once),
         "delivery": world.delivery,
         "job": world.job,
         "lease": lambda: world.lease(fresh=once),
+        "key": lambda: world.key(fresh=once),
+        "revocation": lambda: world.revocation(fresh=once),
     }
     named: dict[str, Callable[[], str]] = {
         "getRequest": world.token,
         "cancelRequest": lambda: world.token(fresh=True),
         "retryRequest": world.failed,
         "getConnection": world.connection,
+        "renewConnection": world.connection,
     }
     if name in named:
         there["name"] = named[name]
@@ -182,7 +209,9 @@ def steer(world: World, case: Case) -> None:
     if isinstance(case.body, dict):
         # What is of another type stays so: it is to be refused.
         good = {"url": world.receiver} if "Webhook" in name else {"since": "earliest"}
-        case.body.update({part: each for part, each in good.items() if isinstance(case.body.get(part), str)})
+        good = {"token": TOKEN} if name == "renewConnection" else good
+        found = {part: each for part, each in good.items() if _text(case.body.get(part))}
+        case.body.update(found if _fits(case.body.get("token", "x")) else {})
 
 
 def main() -> None:

@@ -17,10 +17,24 @@ from typing import Any, Final, Self
 import msgspec
 import requests
 
+from tests.support.bearer import ENVIRON
+from tests.support.bearer import fresh as fresh_token
 from tests.support.server import GatewayProcess
 
 DEADLINE: Final = 20.0
 SERVICE: Final = "reports"
+TOKEN: Final = fresh_token(
+    7200,
+    sub="operator",
+    iat=time.time() + 7200,  # so that nothing that is revoked at random means this one
+    admin=True,
+    publish=["#"],
+    subscribe=["#"],
+    requests=["*"],
+    work=["*"],
+    webhooks=True,
+)
+"""Who asks: somebody who may do anything."""
 BATCH: Final = 10
 """Requests that are leased together."""
 
@@ -42,7 +56,7 @@ class Account(msgspec.Struct):
 
 class World:
     """
-    A gateway in memory, with webhooks and a service.
+    A gateway in memory that asks who its callers are, with webhooks and a service.
 
     Attributes:
         gateway: the child.
@@ -59,10 +73,13 @@ class World:
             request_queue=100_000,
             request_lease=3600,
             log_level="warning",
+            environ=ENVIRON,
         )
         self.session = requests.Session()
         self.session.trust_env = False  # never through a proxy that the environment names
+        self.session.headers["Authorization"] = f"Bearer {TOKEN}"
         self._webhook = self._delivery = self._job = self._token = self._lease = self._connection = ""
+        self._key = self._revocation = ""
         self._leases: list[dict[str, Any]] = []
         self._stream: requests.Response | None = None
         self._lines: Iterator[bytes] = iter(())
@@ -134,6 +151,24 @@ class World:
             self._lines = self._stream.iter_lines()  # kept: without it the stream is closed
             self._connection = json.loads(next(self._lines))["connection"]
         return self._connection
+
+    def key(self, *, fresh: bool = False) -> str:
+        """Return the id of an API key; with `fresh` of a new one."""
+        if not fresh and self._key:
+            return self._key
+        made: str = self.post("/v1/keys", subject="somebody")["id"]
+        if not fresh:
+            self._key = made
+        return made
+
+    def revocation(self, *, fresh: bool = False) -> str:
+        """Return the id of a revocation; with `fresh` of another one."""
+        if not fresh and self._revocation:
+            return self._revocation
+        made: str = self.post("/v1/revocations", token="other" if fresh else "lost")["id"]
+        if not fresh:
+            self._revocation = made
+        return made
 
     def lease(self, *, fresh: bool = False) -> str:
         """Return a lease; with `fresh` a new one."""
