@@ -87,7 +87,7 @@ def paths() -> Json:
     """Return the paths."""
     key = parameter("path", "key", TEXT, "The `id` of an API key.")
     revocation = parameter("path", "revocation", TEXT, "The `id` of a revocation.")
-    connection = parameter("path", "name", text(1, 255), "What its `welcome` calls it.")
+    connection = parameter("path", "name", TEXT, "What its `welcome` calls it.")
     return {
         "/v1/keys": {
             "get": operation(
