@@ -87,7 +87,8 @@ async def _keys_found(settings: Settings) -> str:
     await asyncio.gather(*(each.start() for each in found))
     if any(each.keys is None for each in found):
         raise Unusable("jwks: the keys cannot be had from there at the moment")
-    return f"{sum(len(each.keys) for each in found if each.keys is not None)} keys to verify them by."
+    count = sum(len(each.keys) for each in found if each.keys is not None)
+    return f"they are verified by {count} {'key' if count == 1 else 'keys'}."
 
 
 def _folder_found(folder: Path) -> str:
