@@ -253,7 +253,8 @@ class AccessApi:
         expires = None if caller.expires == float("inf") else time_text(caller.ends_ms).decode()
         connection = self._watch.find(name)
         if connection is not None:
-            if not isinstance(connection.caller, Caller) or connection.caller.owner != caller.owner:
+            before = connection.caller
+            if not caller.owner or not isinstance(before, Caller) or before.owner != caller.owner:
                 raise _missing(name)
             self._watch.renew(connection, caller)
             return json_response({"connection": name, "expires": expires})

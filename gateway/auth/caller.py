@@ -117,10 +117,11 @@ class Caller:
         What tells them from others: the same for all tokens of one subject of one tenant; empty if it is not
         known who they are.
         """
-        who = self.subject if self.subject is not None else self.id
-        if not self.is_known or (who is None and not self.tenant):
+        if not self.is_known or (self.subject is None and self.id is None and not self.tenant):
             return ""
-        return f"{self.tenant}\x1f{who or ''}"  # neither can have a control character
+        # None of them can have a control character: so a token's name is never taken for a subject.
+        who = self.subject if self.subject is not None else f"\x1f{self.id or ''}"
+        return f"{self.tenant}\x1f{who}"
 
     @property
     def mark(self) -> str:

@@ -18,6 +18,8 @@ from gateway.auth.caller import ANYBODY, CALLER, CORS, CREDENTIAL, Caller, unaut
 from gateway.auth.doors import Door, door_of
 from gateway.auth.origins import Headers, Origins, preflight
 from gateway.problems import Problem
+from gateway.subscribe import header_map
+from gateway.subscription import Transport, choose_transport
 
 if TYPE_CHECKING:
     from gateway.auth.authority import Authority
@@ -119,7 +121,7 @@ class Gate:
         if text is None and self._origins.may_use_cookie(headers):
             text = _cookie(headers.get(b"cookie"))
         ticket = None
-        if path == EVENTS and _TICKET in scope["query_string"] and _takes_ticket(headers):
+        if path == EVENTS and _TICKET in scope["query_string"] and _takes_ticket(scope):
             ticket = _take_ticket(scope)
         if text is not None:
             scope[CREDENTIAL] = text
@@ -206,13 +208,15 @@ def _cookie(header: bytes | None) -> str | None:
     return unquote(found.pop()) if found else None
 
 
-def _takes_ticket(headers: dict[bytes, bytes]) -> bool:
-    """Tell whether a request is of a kind that a browser makes without headers of its page's choosing."""
-    return (
-        headers.get(b"upgrade", b"").strip().lower() == b"websocket"
-        or b"sec-websocket-key" in headers
-        or b"text/event-stream" in headers.get(b"accept", b"")
-    )
+def _takes_ticket(scope: Scope) -> bool:
+    """
+    Tell whether a request opens what a browser opens without headers of its page's choosing: a WebSocket, or
+    an event stream. Neither a poll nor publishing is, whatever it says that it accepts.
+    """
+    if scope["type"] == "websocket":
+        return True
+    opened = choose_transport(header_map(scope)) if scope["method"] == "GET" else Transport.POLL
+    return opened in (Transport.WEBSOCKET, Transport.SSE)
 
 
 def _take_ticket(scope: Scope) -> str | None:

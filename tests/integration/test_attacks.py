@@ -181,7 +181,7 @@ class Victim:
     request: str = ""
     webhook: str = ""
     key: dict[str, Any] = field(default_factory=dict)
-    cursor: str = ""
+    connection: str = ""
 
 
 @dataclass(frozen=True)
@@ -391,7 +391,7 @@ TRIED: Final[dict[str, Attack]] = {
     "HEAD": Attack(403, "HEAD", "/v1/keys"),
     "another method": Attack(403, "PUT", "/v1/keys"),
     "a path that is not there": get(404, "/v1/secrets"),
-    "the victim's connection": post(404, "/v1/connections/aaaaaa-1/token", {"token": "{good}"}),
+    "the victim's connection": post(404, "/v1/connections/{connection}/token", {"token": "{good}"}),
     "a page token of nobody's": get(422, "/v1/webhooks?page=made-up"),
 }
 
@@ -435,7 +435,10 @@ async def victim(gateway: Address) -> AsyncIterator[Victim]:
     wanted = {"subject": "victim", "claims": {"subscribe": ["victim.#"]}}
     one.key = (await call(gateway, "POST", "/v1/keys", OPERATOR, wanted)).json
     hook = (await call(gateway, "GET", f"/v1/webhooks/{one.webhook}", text)).json
-    async with open_subscriber(gateway, "websocket", "victim.#", headers=[bearer(text)]) as reader:
+    async with open_subscriber(
+        gateway, "websocket", "victim.#", headers=[bearer(text)], welcomed=False
+    ) as reader:
+        one.connection = (await reader.control("welcome"))["connection"]
         yield one
         published = await call(gateway, "POST", "/v1/events", text, {"topic": "victim.a", "data": "mine"})
         assert published.status == 202
@@ -498,7 +501,7 @@ async def test_what_is_tried_is_refused(gateway: Address, victim: Victim, tried:
     def filled(text: str) -> str:
         for name, value in {
             "good": own, "ticket": ticket, "request": victim.request, "webhook": victim.webhook,
-            "key": victim.key["id"],
+            "key": victim.key["id"], "connection": victim.connection,
         }.items():  # fmt: skip
             text = text.replace(f"{{{name}}}", value)
         return text

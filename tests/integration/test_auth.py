@@ -389,3 +389,40 @@ async def test_tenants_do_not_meet(gateway: Address, topic: str) -> None:
     assert (await call(gateway, "GET", hook, ADMIN)).json["topics"] == ["$tenant.acme.a.#"]
     assert (await call(gateway, "GET", "/v1/webhooks", texts["umbrella"])).json["webhooks"] == []
     assert (await call(gateway, "DELETE", hook, texts["acme"])).status == 204
+
+
+# --- what a ticket and a name are not -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [(("Accept", "text/event-stream"),), (("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),)],
+    ids=["accept", "websocket-key"],
+)
+async def test_a_ticket_neither_publishes_nor_polls(gateway: Address, topic: str, headers: Any) -> None:
+    """Also if the request has headers of one that opens a stream; and the ticket is as good as before."""
+    text = fresh(subscribe=[topic], publish=[topic], sub="ada")
+    ticket = (await call(gateway, "POST", "/v1/tickets", text)).json["ticket"]
+    path = f"/v1/events?ticket={ticket}"
+    body = {"topic": topic, "data": 1}
+    assert (await call(gateway, "POST", path, None, body, headers)).status == 401
+    polling = (("Accept", "application/json, text/event-stream;q=0.1"), *headers[1:])
+    assert (await call(gateway, "GET", f"{path}&topic={topic}", None, headers=polling)).status == 401
+    async with open_subscriber(gateway, "sse", topic, ticket=ticket):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [({"sub": "ada"}, {"jti": "ada"}), ({}, {})], ids=["token's name", "no name"]
+)
+async def test_a_connection_is_not_renewed_by_who_may_be_somebody_else(
+    gateway: Address, topic: str, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """A token's own name is no subject's; who has no name has no connection that is known to be theirs."""
+    async with open_subscriber(
+        gateway, "ndjson", topic, headers=[bearer(fresh(subscribe=[topic], **before))], welcomed=False
+    ) as reader:
+        name = (await reader.control("welcome"))["connection"]
+        text = fresh(subscribe=[topic], **after)
+        answer = await call(gateway, "POST", f"/v1/connections/{name}/token", text, {"token": text})
+        assert answer.status == 404
