@@ -447,18 +447,13 @@ def _stream_log(settings: Settings) -> StreamLog:
 def _store(settings: Settings) -> tuple[Database, Consumers]:
     """Return the store in PostgreSQL, and the cursors in it; their modules are imported only now."""
     from gateway.postgres.address import Address  # noqa: PLC0415  (nobody else pays for it)
-    from gateway.postgres.consumers import PART, PostgresConsumers  # noqa: PLC0415
+    from gateway.postgres.consumers import PostgresConsumers  # noqa: PLC0415
     from gateway.postgres.database import Database  # noqa: PLC0415
-    from webhooks import postgres_store  # noqa: PLC0415
+    from gateway.store_parts import parts_of  # noqa: PLC0415
 
-    address = Address.parse(settings.store)
-    parts = [PART]
-    if settings.asks:
-        from gateway.auth import tables  # noqa: PLC0415
-
-        parts.append(tables.PART)
+    address, parts = Address.parse(settings.store), parts_of(settings)
     if settings.webhooks:
-        database = Database(address, [*parts, postgres_store.PART], connections=CONNECTIONS)
+        database = Database(address, parts, connections=CONNECTIONS)
     else:
         database = Database(address, parts)
     return database, PostgresConsumers(database)

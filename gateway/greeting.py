@@ -30,7 +30,8 @@ def greeting_of(streams: Streams, connection: Connection, place: Place) -> bytes
     cursor = place.cursor or streams.hub.window.cursor(place.position)
     begin = place.reset or cursor  # until it has read of the reset, a client keeps the cursor that it had
     expires = expiry_of(connection.caller)
-    members = b'"connection":"%b","cursor":"%b"%b' % (connection.name.encode(), begin.encode(), expires)
+    members = b'"connection":"%b","cursor":"%b"' % (connection.name.encode(), begin.encode())
+    members += b"," + expires if expires else b""
     if wire in SSE_WIRES:
         # Only who has to renew a token there needs to know the connection's name.
         data, name = (b"{%b}" % members, "sluice.welcome") if expires else (None, None)

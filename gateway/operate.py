@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -15,7 +14,6 @@ from starlette.routing import Route
 from gateway import metrics, pages
 from gateway.auth.caller import ANYBODY, CALLER, Caller
 from gateway.members.replicas import MAX_KEY
-from gateway.mint import time_text
 from gateway.problems import Problem
 from gateway.query import read_query
 
@@ -153,7 +151,7 @@ def _known(caller: object) -> dict[str, Any]:
         "subject": caller.subject,
         "token": caller.id,
         "tenant": caller.tenant or None,
-        "expires": None if caller.expires == math.inf else time_text(caller.ends_ms).decode(),
+        "expires": caller.ends,
     }
 
 

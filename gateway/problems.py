@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import ExceptionHandler, Receive, Scope, Send
+from starlette.types import ExceptionHandler, Message, Receive, Scope, Send
 
 from gateway.log import LogError, StoreUnavailable
 
@@ -114,6 +114,18 @@ class Problem(Exception):
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         await self.send(send)
+
+
+async def deny(problem: Problem, scope: Scope, send: Send) -> None:
+    """Refuse a WebSocket's handshake with a problem; with 403 where the server can say nothing else."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": problem.title})
+        return
+
+    async def denying(message: Message) -> None:
+        await send({**message, "type": f"websocket.{message['type']}"})
+
+    await problem.send(denying)
 
 
 def unreadable(error: LogError) -> Problem:

@@ -259,9 +259,8 @@ class HttpProtocol(Comer, HttpToolsProtocol):
         self._later = data
         self.flow.pause_reading()
         self.flow.held = True
-        self.doorkeeper.complete(
-            self
-        )  # of half a head the rest may be here: it is not the client who is slow
+        # Of half a head the rest may be here: it is not the client who is slow.
+        self.doorkeeper.complete(self)
 
     def _go_on(self) -> None:
         """Parse what was left for later."""

@@ -351,7 +351,7 @@ class Session:
             raise Problem(422, "this gateway asks nobody for a token (settings: jwt_key, jwks)")
         caller = await access.authority.known(operation.token)
         access.watch.renew(self._connection, caller)
-        self._answer("authorized", operation.ref, expiry_of(caller)[1:])
+        self._answer("authorized", operation.ref, expiry_of(caller))
 
     # --- answers --------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from fanout.closing import DRAINING, OVERLOADED
 from fanout.connection import Connection
@@ -32,7 +32,7 @@ from gateway.log import LogError
 from gateway.members.sticky import HOP, Sticky
 from gateway.mint import now_ms
 from gateway.polling import Poller
-from gateway.problems import ClientGone, Problem, method_not_allowed, unreadable
+from gateway.problems import ClientGone, Problem, deny, method_not_allowed, unreadable
 from gateway.quotas import most_bytes, most_topics
 from gateway.session import Services, Session
 from gateway.starts import Place
@@ -157,7 +157,7 @@ class Subscribe:
         try:
             await self._answer(headers, scope, receive, send)
         except Problem as problem:
-            await _deny(problem, scope, send)
+            await deny(problem, scope, send)
 
     async def _answer(
         self, headers: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send
@@ -411,15 +411,3 @@ def _check_upgradable(scope: Scope) -> None:
         raise Problem(400, "a WebSocket is opened with HTTP/1.1")
     if DETACH not in scope.get("extensions", {}):
         raise Problem(501, "the server in front of this gateway opens no WebSockets")
-
-
-async def _deny(problem: Problem, scope: Scope, send: Send) -> None:
-    """Refuse a handshake with the problem's status; with 403 where the server can say nothing else."""
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1008, "reason": problem.title})
-        return
-
-    async def send_denial(message: Message) -> None:
-        await send({**message, "type": f"websocket.{message['type']}"})
-
-    await problem.send(send_denial)

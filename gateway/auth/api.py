@@ -250,21 +250,20 @@ class AccessApi:
         caller = await self._authority.known(wanted.token)
         name = call.part("name")
         _check_text(name, "")
-        expires = None if caller.expires == float("inf") else time_text(caller.ends_ms).decode()
         connection = self._watch.find(name)
         if connection is not None:
             before = connection.caller
             if not caller.owner or not isinstance(before, Caller) or before.owner != caller.owner:
                 raise _missing(name)
             self._watch.renew(connection, caller)
-            return json_response({"connection": name, "expires": expires})
+            return json_response({"connection": name, "expires": caller.ends})
         if not self._shared or not caller.owner:
             raise _missing(name)
         try:
             await self._watch.hand_on(name, caller, self._claims(wanted.token, caller))
         except EntriesFull:
             raise _full() from None
-        return json_response({"connection": name, "expires": expires}, 202)
+        return json_response({"connection": name, "expires": caller.ends}, 202)
 
     def _claims(self, text: str, caller: Caller) -> dict[str, Any]:
         """Return the claims of a token, or API key, that was just seen to be good."""

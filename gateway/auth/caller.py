@@ -133,6 +133,11 @@ class Caller:
         """When the token is over as it says itself, in milliseconds since the Unix epoch."""
         return round(min(self.expires - self.leeway, LATEST) * 1000)
 
+    @property
+    def ends(self) -> str | None:
+        """The same in RFC 3339; None if it never is."""
+        return None if self.expires == math.inf else _written(self.ends_ms)
+
     # --- topics ---------------------------------------------------------------------------------------------
 
     def admit(self, events: Sequence[Event], takes: Takes) -> None:
@@ -276,12 +281,13 @@ def caller_of(scope: Scope) -> Caller:
 
 def expiry_of(caller: object) -> bytes:
     """Return the member of a message that says until when a caller is known; empty if for ever."""
-    if not isinstance(caller, Caller) or caller.expires == math.inf:
-        return b""
-    return b',"expires":"%b"' % _written(caller.ends_ms)
+    ends = caller.ends if isinstance(caller, Caller) else None
+    return b"" if ends is None else b'"expires":"%b"' % ends.encode()
 
 
-_written = lru_cache(1024)(time_text)  # whoever comes back has the same token
+@lru_cache(1024)  # whoever comes back has the same token
+def _written(time_ms: int) -> str:
+    return time_text(time_ms).decode()
 
 
 def forbidden(detail: str, pointer: str | None = None) -> Problem:

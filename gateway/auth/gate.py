@@ -17,15 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.auth.caller import ANYBODY, CALLER, CORS, CREDENTIAL, Caller, unauthorized
 from gateway.auth.doors import Door, door_of
 from gateway.auth.origins import Headers, Origins, preflight
-from gateway.problems import Problem
-from gateway.subscribe import header_map
-from gateway.subscription import Transport, choose_transport
+from gateway.limits.work import EVENTS, wanted_by
+from gateway.problems import Problem, deny
+from gateway.subscription import Transport
 
 if TYPE_CHECKING:
     from gateway.auth.authority import Authority
 
 COOKIE: Final = "sluice_token"
-EVENTS: Final = "/v1/events"
 _TICKET: Final = b"ticket="
 _SAFETY: Final[Headers] = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 _PAGE: Final[Headers] = (
@@ -137,14 +136,7 @@ async def refuse(problem: Problem, scope: Scope, send: Send) -> None:
     if scope["type"] == "http":
         await problem(scope, _nothing, send)
         return
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1008, "reason": problem.title})
-        return
-
-    async def denying(message: Message) -> None:
-        await send({**message, "type": f"websocket.{message['type']}"})
-
-    await problem.send(denying)
+    await deny(problem, scope, send)
 
 
 async def _nothing() -> Message:
@@ -215,8 +207,7 @@ def _takes_ticket(scope: Scope) -> bool:
     """
     if scope["type"] == "websocket":
         return True
-    opened = choose_transport(header_map(scope)) if scope["method"] == "GET" else Transport.POLL
-    return opened in (Transport.WEBSOCKET, Transport.SSE)
+    return scope["method"] == "GET" and wanted_by(scope) in (Transport.WEBSOCKET, Transport.SSE)
 
 
 def _take_ticket(scope: Scope) -> str | None:

@@ -161,7 +161,7 @@ class Watch:
         left = caller.ends_ms / 1000 - self._clock()
         if left <= WARN_SECONDS and self._told.get(sink) is not caller:
             self._told[sink] = caller
-            sink.send(control_frame(connection.wire, "expiring", expiry_of(caller)[1:]))
+            sink.send(control_frame(connection.wire, "expiring", expiry_of(caller)))
 
     # --- renewing -------------------------------------------------------------------------------------------
 

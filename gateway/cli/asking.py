@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
+from urllib.parse import quote
 
 import click
 import msgspec
@@ -47,6 +48,13 @@ limit_flag = click.option(
     metavar="N",
     help="At most so many.",
 )
+
+
+def remove_each(api: ApiClient, path: str, ids: Iterable[str], *, as_json: bool) -> int:
+    """Remove what is under a path; return the exit code."""
+    for id in ids:
+        api.ask("DELETE", f"{path}/{quote(id, safe='')}")
+    return print_json([]) if as_json else 0
 
 
 def print_table(

@@ -155,17 +155,10 @@ async def _store_found(settings: Settings) -> str:
         Unusable: it cannot, or not now.
     """
     from gateway.postgres.address import Address  # noqa: PLC0415  (nobody else pays for it)
-    from gateway.postgres.consumers import PART  # noqa: PLC0415
     from gateway.postgres.inspection import inspect  # noqa: PLC0415
-    from webhooks import postgres_store  # noqa: PLC0415
+    from gateway.store_parts import parts_of  # noqa: PLC0415
 
-    parts = [PART]
-    if settings.asks:
-        from gateway.auth import tables  # noqa: PLC0415
-
-        parts.append(tables.PART)
     try:
-        address = Address.parse(settings.store)
-        return await inspect(address, [*parts, postgres_store.PART] if settings.webhooks else parts)
+        return await inspect(Address.parse(settings.store), parts_of(settings))
     except LogDamaged as error:
         raise Unusable(str(error)) from None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from typing import Any, Final
-from urllib.parse import quote
 
 import click
 
 from gateway.api_client import ApiClient
-from gateway.cli.asking import asking, limit_flag, print_json, print_table
+from gateway.cli.asking import asking, limit_flag, print_json, print_table, remove_each
 from gateway.cli.claims import claim_flags, claims_of
 from gateway.cli.options import read_time
 from gateway.cli.tables import short_time
@@ -64,6 +63,4 @@ def list_(api: ApiClient, *, limit: int, as_json: bool) -> int:
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 def remove(api: ApiClient, ids: tuple[str, ...], *, as_json: bool) -> int:
     """Have API keys open nothing any more; their connections end within a second."""
-    for id in ids:
-        api.ask("DELETE", f"{PATH}/{quote(id, safe='')}")
-    return print_json([]) if as_json else 0
+    return remove_each(api, PATH, ids, as_json=as_json)

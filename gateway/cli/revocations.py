@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from typing import Any, Final
-from urllib.parse import quote
 
 import click
 
 from gateway.api_client import ApiClient
-from gateway.cli.asking import asking, limit_flag, print_json, print_table
+from gateway.cli.asking import asking, limit_flag, print_json, print_table, remove_each
 from gateway.cli.options import read_time
 from gateway.cli.tables import short_time
 
@@ -67,6 +66,4 @@ def list_(api: ApiClient, *, limit: int, as_json: bool) -> int:
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 def remove(api: ApiClient, ids: tuple[str, ...], *, as_json: bool) -> int:
     """Take revocations back."""
-    for id in ids:
-        api.ask("DELETE", f"{PATH}/{quote(id, safe='')}")
-    return print_json([]) if as_json else 0
+    return remove_each(api, PATH, ids, as_json=as_json)

@@ -7,8 +7,8 @@ lately, and never more than it may.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Final
+from collections.abc import Callable, Hashable
+from typing import Any, Final
 
 MOST: Final = 65_536
 """Buckets that are kept at most, some 200 bytes each: 13 MB."""
@@ -49,7 +49,7 @@ class Buckets:
         taken = tokens >= 1
         self._held.pop(key, None)
         self._held[key] = (tokens - 1 if taken else tokens, now)
-        self._forget(now)
+        forget(self._held, self._most, lambda each: self._tokens(each, now) >= self._burst)
         return taken
 
     def wait(self, key: Hashable, now: float) -> float:
@@ -60,12 +60,21 @@ class Buckets:
         tokens, at = self._held.get(key, (self._burst, now))
         return min(self._burst, tokens + (now - at) * self._rate)
 
-    def _forget(self, now: float) -> None:
-        """Forget some that are full, from those on that were not used for the longest time."""
-        for _ in range(FORGOTTEN_AT_ONCE):
-            key = next(iter(self._held))
-            if len(self._held) <= self._most and self._tokens(key, now) < self._burst:
-                return
-            del self._held[key]
-            if not self._held:
-                return
+
+def forget(held: dict[Hashable, Any], most: int, is_full: Callable[[Hashable], bool]) -> None:
+    """
+    Forget some buckets that are full, from those on that were not used for the longest time; and those beyond
+    what is kept.
+
+    Args:
+        held: the buckets, used last comes last; not empty.
+        most: buckets that are kept.
+        is_full: says of one whether it is.
+    """
+    for _ in range(FORGOTTEN_AT_ONCE):
+        key = next(iter(held))
+        if len(held) <= most and not is_full(key):
+            return
+        del held[key]
+        if not held:
+            return

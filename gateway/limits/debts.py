@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final
 
-from gateway.limits.buckets import FORGOTTEN_AT_ONCE, MOST
+from gateway.limits.buckets import MOST, forget
 
 LONGEST: Final = 43_200.0
 """Seconds that the largest debt takes to pay back; what goes beyond is let off."""
@@ -58,14 +58,4 @@ class Debts:
         """
         full_at = max(self._full_at.pop(key, now), now) + seconds
         self._full_at[key] = min(full_at, now + self._seconds + LONGEST)
-        self._forget(now)
-
-    def _forget(self, now: float) -> None:
-        """Forget some that are full, from those on that were not used for the longest time."""
-        for _ in range(FORGOTTEN_AT_ONCE):
-            key = next(iter(self._full_at))
-            if len(self._full_at) <= self._most and self._full_at[key] > now:
-                return
-            del self._full_at[key]
-            if not self._full_at:
-                return
+        forget(self._full_at, self._most, lambda each: self._full_at[each] <= now)

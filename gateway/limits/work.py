@@ -25,8 +25,11 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 def transport_of(scope: Mapping[str, Any]) -> Transport | None:
     """Return how a request wants its events; None if it asks for no events."""
-    if scope["path"] != EVENTS or scope["method"] != "GET":
-        return None
+    return wanted_by(scope) if scope["path"] == EVENTS and scope["method"] == "GET" else None
+
+
+def wanted_by(scope: Mapping[str, Any]) -> Transport:
+    """Return the transport that the headers of a request for events choose."""
     chosen: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
         if name in _CHOOSING:

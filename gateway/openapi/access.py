@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from gateway.auth.api import MAX_SECONDS, MAX_TEXT
 from gateway.auth.tokens import MAX_NAME, MAX_TOKEN_BYTES
-from gateway.openapi.operate import LIMIT
+from gateway.openapi.operate import LIMIT, PAGE
 from gateway.openapi.parts import (
     BODY,
     JSON,
@@ -31,7 +32,6 @@ _CACHED: Final = ["Cache-Control"]
 _NAME: Final = text(1, MAX_NAME)
 _SECONDS: Final = optional(number(1, MAX_SECONDS, "How long it lasts; for ever if this is left out."))
 _CLAIMS: Final[Json] = {"type": "object", "description": "What it grants: the claims of a token."}
-_PAGE: Final = parameter("query", "page", TEXT, "The `next` of the page before.")
 
 _KEY: Final[dict[str, Json]] = {
     "id": TEXT,
@@ -85,74 +85,32 @@ SCHEMAS: Final[dict[str, Json]] = {
 
 def paths() -> Json:
     """Return the paths."""
-    key = parameter("path", "key", TEXT, "The `id` of an API key.")
-    revocation = parameter("path", "revocation", TEXT, "The `id` of a revocation.")
     connection = parameter("path", "name", TEXT, "What its `welcome` calls it.")
     return {
-        "/v1/keys": {
-            "get": operation(
-                "listKeys",
-                "API keys, without what makes them work",
-                {
-                    "200": _ok("They are these.", shape("keys", keys=listed(ref("ApiKey")), next=TEXT)),
-                    **refused(422, 503),
-                },
-                parameters=[LIMIT, _PAGE],
-            ),
-            "post": operation(
-                "createKey",
-                "Make an API key",
-                {
-                    "201": _made("It is made.", ref("NewApiKey")),
-                    **refused(*BODY, 403, 409, 422, 503),
-                },
-                body=body({JSON: ref("WantedApiKey")}, required=True),
-            ),
-        },
-        "/v1/keys/{key}": {
-            "get": operation(
-                "getKey",
-                "One API key",
-                {"200": _ok("It is this.", ref("ApiKey")), **refused(404, 422, 503)},
-                parameters=[key],
-            ),
-            "delete": operation(
-                "deleteKey", "Have an API key open nothing any more", _gone(), parameters=[key]
-            ),
-        },
-        "/v1/revocations": {
-            "get": operation(
-                "listRevocations",
-                "What was revoked",
-                {
-                    "200": _ok(
-                        "It is this.", shape("revocations", revocations=listed(ref("Revocation")), next=TEXT)
-                    ),
-                    **refused(422, 503),
-                },
-                parameters=[LIMIT, _PAGE],
-            ),
-            "post": operation(
-                "createRevocation",
-                "Revoke tokens, or their right to topics",
-                {
-                    "201": _made("It is revoked.", ref("Revocation")),
-                    **refused(*BODY, 403, 409, 422, 503),
-                },
-                body=body({JSON: ref("WantedRevocation")}, required=True),
-            ),
-        },
-        "/v1/revocations/{revocation}": {
-            "get": operation(
-                "getRevocation",
-                "One revocation",
-                {"200": _ok("It is this.", ref("Revocation")), **refused(404, 422, 503)},
-                parameters=[revocation],
-            ),
-            "delete": operation(
-                "deleteRevocation", "Take a revocation back", _gone(), parameters=[revocation]
-            ),
-        },
+        **_kept(
+            "key",
+            "Key",
+            "ApiKey",
+            "NewApiKey",
+            {
+                "list": "API keys, without what makes them work",
+                "create": "Make an API key",
+                "get": "One API key",
+                "delete": "Have an API key open nothing any more",
+            },
+        ),
+        **_kept(
+            "revocation",
+            "Revocation",
+            "Revocation",
+            "Revocation",
+            {
+                "list": "What was revoked",
+                "create": "Revoke tokens, or their right to topics",
+                "get": "One revocation",
+                "delete": "Take a revocation back",
+            },
+        ),
         "/v1/tickets": {
             "post": operation(
                 "createTicket",
@@ -176,6 +134,46 @@ def paths() -> Json:
                 parameters=[connection],
                 body=body({JSON: ref("WantedToken")}, required=True),
             )
+        },
+    }
+
+
+def _kept(name: str, id: str, shown: str, made: str, summaries: Mapping[str, str]) -> Json:
+    """
+    Return the paths of what operators make, look at and remove.
+
+    Args:
+        name: of one, as in the path.
+        id: of one, as in the names of operations.
+        shown: the schema by which one is shown.
+        made: that by which one is that was just made.
+        summaries: what each operation does.
+    """
+    some, one = f"{name}s", parameter("path", name, TEXT, f"The `id` of one, as `list{id}s` shows it.")
+    page = shape(some, **{some: listed(ref(shown)), "next": TEXT})
+    return {
+        f"/v1/{some}": {
+            "get": operation(
+                f"list{id}s",
+                summaries["list"],
+                {"200": _ok("They are these.", page), **refused(422, 503)},
+                parameters=[LIMIT, PAGE],
+            ),
+            "post": operation(
+                f"create{id}",
+                summaries["create"],
+                {"201": _made("It is made.", ref(made)), **refused(*BODY, 403, 409, 422, 503)},
+                body=body({JSON: ref(f"Wanted{shown}")}, required=True),
+            ),
+        },
+        f"/v1/{some}/{{{name}}}": {
+            "get": operation(
+                f"get{id}",
+                summaries["get"],
+                {"200": _ok("It is this.", ref(shown)), **refused(404, 422, 503)},
+                parameters=[one],
+            ),
+            "delete": operation(f"delete{id}", summaries["delete"], _gone(), parameters=[one]),
         },
     }
 
