@@ -81,11 +81,13 @@ class _Receiver:
     One receiver.
 
     Attributes:
+        owner: whose it is: nobody else sees it, or changes it. Webhooks come from wherever.
         secret: what it verifies by.
         answer: the status by which it answers what is genuine.
         received: what came lately, the newest first.
     """
 
+    owner: str
     secret: Secret
     answer: int
     received: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_RECEIVED))
@@ -126,24 +128,34 @@ class Receivers:
         wanted = decoded(call.members(), _Wanted)
         if not 200 <= wanted.answer <= 599:
             raise Problem(422, "answer is a status from 200 to 599", members={"pointer": "/answer"})
-        receiver = self._receivers.get(name)
+        receiver, owner = self._receivers.get(name), call.caller.owner
         if receiver is None:
-            receiver = self._receivers[name] = _Receiver(parse_secret(wanted.secret), wanted.answer)
+            receiver = self._receivers[name] = _Receiver(owner, parse_secret(wanted.secret), wanted.answer)
             if len(self._receivers) > MAX_RECEIVERS:
                 self._receivers.popitem(last=False)
+        if receiver.owner != owner:
+            raise Problem(409, "a receiver's name is its own: take another")
         receiver.secret, receiver.answer = parse_secret(wanted.secret), wanted.answer
         return _shown(receiver)
 
     async def _show(self, call: Call) -> Response:
-        return _shown(self._found(call))
+        receiver = self._receivers.get(call.part("receiver"))
+        if receiver is None or receiver.owner != call.caller.owner:
+            raise _missing(call)
+        return _shown(receiver)
 
     async def _remove(self, call: Call) -> Response:
-        self._receivers.pop(call.part("receiver"), None)
+        name = call.part("receiver")
+        receiver = self._receivers.get(name)
+        if receiver is not None and receiver.owner == call.caller.owner:
+            del self._receivers[name]
         return Response(status_code=204)
 
     async def _take(self, call: Call) -> Response:
         """Take a webhook."""
-        receiver = self._found(call)
+        receiver = self._receivers.get(call.part("receiver"))
+        if receiver is None:
+            raise _missing(call)
         wrong = _objection(receiver.secret, call)
         status = receiver.answer if wrong is None else 400
         headers = {name: _text(call, f"webhook-{name}") for name in ("id", "timestamp", "signature")}
@@ -160,18 +172,16 @@ class Receivers:
         )
         return Response((wrong or "") and f"{wrong}\n", status, media_type="text/plain")
 
-    def _found(self, call: Call) -> _Receiver:
-        receiver = self._receivers.get(call.part("receiver"))
-        if receiver is None:
-            raise Problem(404, f"there is no receiver {call.part('receiver')[:60]!a} in this process")
-        return receiver
-
 
 class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
     """What a receiver is told."""
 
     secret: str
     answer: int = 204
+
+
+def _missing(call: Call) -> Problem:
+    return Problem(404, f"there is no receiver {call.part('receiver')[:60]!a} in this process")
 
 
 def _shown(receiver: _Receiver) -> Response:

@@ -12,7 +12,7 @@ from webhooks import records
 from webhooks.endpoint import REMEDIES, Endpoint
 from webhooks.records import Status
 from webhooks.store import Store
-from webhooks.stored import endpoint_id, endpoint_name, loaded
+from webhooks.stored import endpoint_id, endpoint_name, loaded, topics_of
 
 
 def read(row: records.Endpoint) -> Endpoint:
@@ -43,11 +43,12 @@ async def find_endpoint(store: Store, call: Call, *, removed: bool = False) -> r
 def is_visible(caller: Caller, row: records.Endpoint) -> bool:
     """
     Tell whether somebody may know of an endpoint, and change it: operators, and who may listen to all that it
-    is sent. Of a removed one nothing is left to be known.
+    is sent; or was, if it was removed.
     """
-    if not caller.is_known or caller.grants.admin or row.status is Status.REMOVED:
+    if not caller.is_known or caller.grants.admin:
         return True
-    return caller.may_hear(read(row).description.topics)
+    topics = topics_of(row)
+    return bool(topics) and caller.may_hear(topics)
 
 
 def missing(call: Call) -> Problem:

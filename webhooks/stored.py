@@ -61,7 +61,20 @@ class _Health(msgspec.Struct, array_like=True):
     wait_until: int
 
 
+class _Topics(msgspec.Struct, frozen=True):
+    """The patterns of a description."""
+
+    topics: tuple[str, ...] = ()
+
+
+class _Left(msgspec.Struct, frozen=True):
+    """What is left of settings when the endpoint was removed; in settings, what tells whose they are."""
+
+    description: _Topics
+
+
 _SETTINGS: Final = msgspec.json.Decoder(_Settings)
+_LEFT: Final = msgspec.json.Decoder(_Left)
 _HEALTH: Final = msgspec.json.Decoder(_Health)
 _NOTHING: Final = Record()
 
@@ -97,6 +110,16 @@ def loaded(row: records.Endpoint, dice: Dice, now: int) -> Endpoint:
 def since_of(row: records.Endpoint) -> int:
     """Return the `since` in a row's settings; see `settings`."""
     return _SETTINGS.decode(row.settings).since
+
+
+def topics_of(row: records.Endpoint) -> tuple[str, ...]:
+    """Return the patterns of an endpoint, also of one that was removed."""
+    return _LEFT.decode(row.settings).description.topics if row.settings else ()
+
+
+def left_of(row: records.Endpoint) -> bytes:
+    """Return the settings to be left of an endpoint that is removed: nothing but the patterns."""
+    return msgspec.json.encode(_Left(_Topics(topics_of(row))))
 
 
 def settings_of(endpoint: Endpoint, since: int) -> bytes:

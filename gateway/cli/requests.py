@@ -77,7 +77,8 @@ def cancel(api: ApiClient, tokens: tuple[str, ...], *, as_json: bool) -> int:
 def services(api: ApiClient, *, as_json: bool) -> int:
     """List the services, and how much there is to do."""
     found = api.ask("GET", "/v1/services")["services"]
-    rows = ([each["service"], each["unfinished"], each["running"], each["waiting_workers"]] for each in found)
+    counts = ("unfinished", "running", "waiting_workers")  # which only some are told
+    rows = ([each["service"], *(each.get(name) for name in counts)] for each in found)
     return print_table(found, ("SERVICE", "UNFINISHED", "RUNNING", "WORKERS WAIT"), rows, as_json=as_json)
 
 

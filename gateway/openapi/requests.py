@@ -73,7 +73,7 @@ SCHEMAS: Final[dict[str, Json]] = {
         "services",
         services=listed(
             shape(
-                "service unfinished running waiting_workers",
+                "service",  # the rest is for workers and operators
                 service=TEXT,
                 unfinished=COUNT,
                 running=COUNT,

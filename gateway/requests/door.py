@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections import Counter
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.auth.caller import Caller, forbidden
+from gateway.auth.caller import forbidden
 from gateway.intake import Intake
 from gateway.operate import json_response
 from gateway.problems import Problem
@@ -104,26 +105,27 @@ class Door:
         return Resource(self._intake, self._limits, "requests", **methods)
 
     async def _services(self, call: Call) -> Response:
-        """Return the services, and how much there is to do."""
+        """
+        Return the services that the caller has to do with; to who works for them or operates, also how much
+        there is to do. Whoever hands in is told of their own requests only.
+        """
         call.query()
-        requests = self._requests
-        running: dict[str, int] = {}
-        for lease in self._leasing.leases.values():
-            running[lease.request.service] = running.get(lease.request.service, 0) + 1
-        return json_response(
-            {
-                "services": [
+        grants = call.caller.grants
+        running = Counter(lease.request.service for lease in self._leasing.leases.values())
+        listed: list[dict[str, Any]] = []
+        for name in self._requests.options.services:
+            if grants.admin or grants.may_work(name):
+                listed.append(
                     {
                         "service": name,
-                        "unfinished": requests.book.unfinished[name],
-                        "running": running.get(name, 0),
+                        "unfinished": self._requests.book.unfinished[name],
+                        "running": running[name],
                         "waiting_workers": self._leasing.waiting(name),
                     }
-                    for name in requests.options.services
-                    if _may_know(call.caller, name)
-                ]
-            }
-        )
+                )
+            elif grants.may_request(name):
+                listed.append({"service": name})
+        return json_response({"services": listed})
 
     async def _lease(self, call: Call) -> Response:
         """Return leases of requests, as soon as there is one."""
@@ -201,12 +203,6 @@ class Door:
 async def no_services(_request: Request) -> Response:
     """Answer for a gateway that takes no requests."""
     return json_response({"services": []})
-
-
-def _may_know(caller: Caller, service: str) -> bool:
-    """Tell whether somebody has to do with a service."""
-    grants = caller.grants
-    return grants.admin or grants.may_request(service) or grants.may_work(service)
 
 
 def _done() -> Response:

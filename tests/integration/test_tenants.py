@@ -97,6 +97,8 @@ async def hand_in(space: Space, others: list[Space], dice: random.Random, number
     space.requests.append(token)
     for other in others:
         assert (await other.ask("GET", f"/v1/requests/{token}")).status == 404
+        services = (await other.ask("GET", "/v1/services")).json
+        assert services == {"services": [{"service": "reports"}]}, "how much others asked for is theirs"
     assert (await space.ask("GET", f"/v1/requests/{token}")).status == 200
 
 
@@ -105,15 +107,28 @@ async def hook(space: Space, others: list[Space], dice: random.Random, number: i
     if space.webhooks and dice.random() < 0.5:
         id = space.webhooks.pop()
         assert (await space.ask("DELETE", f"/v1/webhooks/{id}")).status == 204
+        for other in others:
+            assert (await other.ask("DELETE", f"/v1/webhooks/{id}")).status == 404, "as it was before"
+        assert (await space.ask("DELETE", f"/v1/webhooks/{id}")).status == 204
     else:
         wanted = {"url": "http://127.0.0.1:8080/", "topics": ["never.#"], "description": space.marker}
         answer = await space.ask("POST", "/v1/webhooks", wanted)
         assert (answer.status, answer.json["topics"]) == (201, ["never.#"])
         space.webhooks.add(answer.json["id"])
         for other in others:
-            assert (await other.ask("GET", f"/v1/webhooks/{answer.json['id']}")).status == 404
+            for method in ("GET", "DELETE"):
+                assert (await other.ask(method, f"/v1/webhooks/{answer.json['id']}")).status == 404
     listed = await space.ask("GET", "/v1/webhooks?limit=1000")
     assert {each["id"] for each in listed.json["webhooks"]} == space.webhooks
+    found, page = [], ""
+    while True:
+        listed = await space.ask("GET", f"/v1/webhooks?limit=1{page}")
+        found += [each["id"] for each in listed.json["webhooks"]]
+        if "next" not in listed.json:
+            break
+        page = f"&page={listed.json['next']}"
+        assert len(found) < len(space.webhooks), "a page led on to what is not theirs"
+    assert sorted(found) == sorted(space.webhooks)
 
 
 async def remember(space: Space, others: list[Space], dice: random.Random, number: int) -> None:
