@@ -1,8 +1,9 @@
 """
 Asks a gateway whatever `/openapi.json` allows, and whatever it does not, and holds each answer against it:
 
-    PYTHONHASHSEED=0 python -m tests.support.asking
+    PYTHONHASHSEED=0 python -m tests.support.asking [--without-keys] [LABEL...]
 
+The gateway asks who its callers are, or, on request, does not: then less is drawn, because most is the same.
 It prints an account of each operation, as JSON. It is a process of its own because the cases that are drawn
 depend on the order of sets, and because schemathesis changes Hypothesis for all that is in its process. Most
 cases are the same each time; a few values of schemathesis' own choice still differ.
@@ -41,16 +42,19 @@ from tests.support.tokens import SECRET
 Case = schemathesis.Case[Any]
 Operation = APIOperation[Any, Any, Any, Any]
 
-DRAWN: Final = 260
+WITHOUT_KEYS: Final = "--without-keys" in sys.argv
+DRAWN: Final = 20 if WITHOUT_KEYS else 260
 """Cases that are drawn for an operation, beside those at the borders of its schemas."""
-DRAWN_OF_LARGE: Final = 120
+DRAWN_OF_LARGE: Final = 10 if WITHOUT_KEYS else 120
 LARGE: Final = {"subscribe", "publishEvents", "publishToTopic", "createWebhook", "changeWebhook"}
 """Operations with many borders, of which a case takes long to draw."""
 TIMEOUT: Final = 20.0
 SHORT: Final = 0.01
 """Seconds of any `wait`: what is asked here comes to nothing by waiting."""
 
-DOCUMENT: Final = describe(Settings(data="memory:", services=SERVICE, jwt_key=SECRET), auth=True)
+DOCUMENT: Final = describe(
+    Settings(data="memory:", services=SERVICE, jwt_key="" if WITHOUT_KEYS else SECRET), auth=not WITHOUT_KEYS
+)
 LINES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 
@@ -216,8 +220,8 @@ def steer(world: World, case: Case) -> None:
 
 def main() -> None:
     """Ask for all operations, or those that are named."""
-    labels = sys.argv[1:] or OPERATIONS
-    with World() as world:
+    labels = [each for each in sys.argv[1:] if each != "--without-keys"] or OPERATIONS
+    with World(keys=not WITHOUT_KEYS) as world:
         accounts = {label: account(world, OPERATIONS[label]) for label in labels}
     sys.stdout.buffer.write(msgspec.json.encode(accounts))
 
