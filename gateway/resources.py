@@ -16,7 +16,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.auth.caller import CALLER, CREDENTIAL, Caller, caller_of
+from gateway.auth.caller import CREDENTIAL, Caller, caller_of
 from gateway.intake import Intake, Limits
 from gateway.log import StoreUnavailable
 from gateway.payloads import FORM, check_utf8, content_type, decode_json
@@ -152,26 +152,6 @@ class BodyLimits:
         self.max_body_bytes = max_body_bytes
 
 
-def check_site(headers: Mapping[bytes, bytes]) -> None:
-    """
-    Check that a request does not come from a page of somebody else's.
-
-    A browser sends some requests for any page to any address that it reaches, this machine's own included,
-    with whatever the page wants in them. It says so in headers that a page cannot set and nothing else has.
-
-    Raises:
-        Problem: 403, it does.
-    """
-    site = headers.get(b"sec-fetch-site")
-    origin = headers.get(b"origin")
-    if site is not None:
-        own = site in (b"same-origin", b"none")
-    else:
-        own = origin is None or origin.partition(b"://")[2].lower() == headers.get(b"host", b"").lower()
-    if not own:
-        raise Problem(403, "the request comes from a page of another origin")
-
-
 class Resource:
     """
     One path.
@@ -203,8 +183,6 @@ class Resource:
             response = await self._answer(handler, Call(scope, headers, receive=receive))
             await response(scope, receive, send)
             return
-        if CALLER not in scope:  # otherwise the gate has looked
-            check_site(headers)
         body = Body(receive, self._intake, self._limits, caller_of(scope))
         try:
             content = await body.read(headers)

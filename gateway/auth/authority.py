@@ -138,11 +138,6 @@ class Authority:
         log.info("auth.refused: %s", why)
         return unauthorized(given=True)
 
-    def is_current(self, caller: Caller) -> bool:
-        """Tell whether one who was known some time ago still is who they said."""
-        now = self._clock()
-        return not caller.is_known or (now < caller.expires and self.registry.is_good(caller, now))
-
     # --- tickets --------------------------------------------------------------------------------------------
 
     async def ticket(self, text: str) -> str:

@@ -138,6 +138,7 @@ class Registry:
             await asyncio.sleep(FOLLOW_SECONDS)
             if time.monotonic() - swept > SWEEP_SECONDS:
                 swept = time.monotonic()
+                self._sweep(time.time() * 1000)
                 try:
                     await self.store.sweep()
                 except StoreUnavailable:
@@ -213,6 +214,14 @@ class Registry:
         if known is not None:
             for place in self._places(known[0]):
                 place.pop(name, None)
+
+    def _sweep(self, now: float) -> None:
+        """Forget what is over, in milliseconds since the Unix epoch; nobody loses a right by that."""
+        for name in [name for name, (_, expires) in self.revocations.items() if 0 < expires <= now]:
+            self._forget(name)
+        for name in [name for name, key in self.keys.items() if 0 < key.expires <= now]:
+            del self.keys[name]
+        self._named = {what: names for what, names in self._named.items() if names}
 
     def _places(self, revocation: Revocation) -> Iterator[dict[str, None]]:
         """Yield where a revocation is found: by what only few callers have."""

@@ -247,7 +247,7 @@ async def test_parameters_that_are_not_there(small: Api) -> None:
     ("headers", "status"),
     [
         ({}, 201),
-        ({"sec-fetch-site": "same-origin", "origin": "https://elsewhere.example"}, 201),
+        ({"sec-fetch-site": "same-origin"}, 201),
         ({"sec-fetch-site": "none"}, 201),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:1"}, 403),
@@ -263,7 +263,7 @@ async def test_pages_of_others_change_nothing(small: Api, headers: dict[str, str
     simple = {"content-type": "application/x-www-form-urlencoded", **given}
     answer = await small.http.post("/v1/webhooks", content=json.dumps(LEAST).encode(), headers=simple)
     assert answer.status_code == status
-    assert len((await small.http.get("/v1/webhooks", headers=given)).json()["webhooks"]) == (status == 201)
+    assert len((await small.http.get("/v1/webhooks")).json()["webhooks"]) == (status == 201)
 
 
 # --- listing

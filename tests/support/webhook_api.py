@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from fanout.event import tag_of
+from gateway.auth.gate import Gate
+from gateway.auth.origins import Origins
 from gateway.dedup import Dedup
 from gateway.intake import Intake
 from gateway.log import StoreUnavailable
@@ -200,7 +203,8 @@ async def serving(store: Store, *, allow: str = "") -> AsyncIterator[Api]:
         webhooks = StandIn(store, guard, sender)
         intake = Intake(MemoryLog(), Dedup(300, 1_000), SmallLimits(max_body_bytes=1_000_000))
         api = WebhooksApi(webhooks, intake, Settings(data="memory:"))
-        app = Starlette(routes=api.routes(), exception_handlers=EXCEPTION_HANDLERS)
+        inner = Starlette(routes=api.routes(), exception_handlers=EXCEPTION_HANDLERS)
+        app = Gate(inner, None, Origins((), None), Counter())
         config = uvicorn.Config(app, log_config=None)
         config.load()
         state = ServerState()

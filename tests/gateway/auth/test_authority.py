@@ -84,10 +84,10 @@ async def test_who_is_revoked(
     tenant = {} if revocation.tenant is None else {"tenant": revocation.tenant}
     meant = {"sub": "alice", "jti": "one", "iat": NOW - 60, **tenant}
     caller = await authority.known(token(meant))
-    assert authority.is_current(caller)
+    assert authority.registry.is_good(caller, NOW)
     await store.put(REVOCATION, revocation.name, msgspec.json.encode(revocation), 0)
     await authority.registry.follow()
-    assert not authority.is_current(caller)
+    assert not authority.registry.is_good(caller, NOW)
     await refused(authority, token(meant))
     await authority.known(token(others))
     await authority.known(token({**meant, "iat": NOW}))

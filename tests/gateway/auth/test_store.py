@@ -341,13 +341,22 @@ async def test_following_goes_on_by_itself(
     monkeypatch.setattr(registry, "FOLLOW_SECONDS", 0.005)
     monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.01)
     followed = Registry(replicas[0])
+    text, id, digest = new_key()
+    stored = StoredKey(digest=digest, claims={}, subject="s", created=NOW)
+    await replicas[1].put(KEY, id, msgspec.json.encode(stored), over())
+    await replicas[1].put(REVOCATION, "over", revocation(subject="s")[1], over())
+    await followed.follow()
+    assert (set(followed.keys), set(followed.revocations)) == ({id}, {"over"})
     running = asyncio.create_task(followed.run())
     name, value = revocation(token="t")
     await replicas[1].put(REVOCATION, name, value, 0)
-    await replicas[1].put(REVOCATION, "over", value, over())
     async with asyncio.timeout(30):
         while name not in followed.revocations or len(await replicas[1].changes(0)) != 1:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+        while followed.revocations.keys() != {name} or followed.keys:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert followed._named.keys() == {("token", "t")}
+    assert followed.key(text) is None
     running.cancel()
 
 
