@@ -23,6 +23,9 @@ MAX_CONTENT_TYPE: Final = 255
 MAX_MESSAGE: Final = 200
 """Characters of the decoder's message that are passed on: it quotes names that the client chose."""
 
+NESTED: Final = 200
+"""Levels around a value that was taken in, of JSON or of calls; far more than there ever are."""
+
 FORM: Final = "application/x-www-form-urlencoded"
 """What curl says for `--data` unless told otherwise, so it means as little as no content type."""
 
@@ -159,6 +162,23 @@ def decode_json(decoder: msgspec.json.Decoder[Decoded], body: bytes) -> Decoded:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
         refuse_json(error)
+
+
+def check_nesting(value: bytes | msgspec.Raw) -> None:
+    """
+    Check that a JSON value can also be read as a part of something else, by a decoder that is itself called
+    from deep down: how deep one reads depends on what called it.
+
+    Raises:
+        Problem: 422, it cannot.
+    """
+    data = bytes(value)
+    if data.count(b"[") + data.count(b"{") <= NESTED:
+        return
+    try:
+        _VALUE.decode(b"%b%b%b" % (b"[" * NESTED, data, b"]" * NESTED))
+    except RecursionError:
+        raise _too_deep() from None
 
 
 def refuse_json(error: Exception) -> NoReturn:

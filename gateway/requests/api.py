@@ -16,7 +16,7 @@ from gateway.intake import Intake
 from gateway.mint import DATA_BASE64
 from gateway.operate import json_response
 from gateway.pages import read_limit, read_page, write_page
-from gateway.payloads import content_type, payload
+from gateway.payloads import check_nesting, content_type, payload
 from gateway.problems import Problem
 from gateway.quotas import Quotas
 from gateway.requests.book import Request
@@ -75,6 +75,7 @@ class RequestsApi:
         caller.check_request(call.part("name"))
         service = self._service(call.part("name"))
         member, data = payload(content_type(call.headers.get(b"content-type")), call.body)
+        check_nesting(data)  # it is kept as a part of a change
         value = data if isinstance(data, Raw) else Raw(data)
         is_base64 = member == DATA_BASE64
         request, cursor = await self._requests.submit(

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from gateway.auth.caller import forbidden
 from gateway.intake import Intake
 from gateway.operate import json_response
+from gateway.payloads import check_nesting
 from gateway.problems import Problem
 from gateway.requests.changes import Trouble
 from gateway.requests.leasing import no_lease
@@ -152,6 +153,7 @@ class Door:
         """Extend a lease, and publish the progress if there is any."""
         call.query()
         given = decoded(call.members(), Progress)
+        check_nesting(given.progress)
         await self._check(call)
         await self._leasing.progress(call.part("lease"), given.progress)
         return json_response({"seconds": self._requests.options.lease})
@@ -160,6 +162,7 @@ class Door:
         """Take a result."""
         call.query()
         given = decoded(call.members(), Result)
+        check_nesting(given.result)
         await self._check(call)
         await self._leasing.complete(call.part("lease"), given.result)
         return _done()

@@ -228,6 +228,26 @@ async def test_nobody_waits_for_ever(api: Api) -> None:
     assert await api.lease("short", wait=0) == []
 
 
+async def test_what_is_taken_in_can_be_handed_out(api: Api) -> None:
+    """However deeply it is nested: what a worker could not be given, or a client not be shown, is refused."""
+    taken, refused = 0, 0
+    for depth in (100, *range(740, 790), *range(960, 990)):
+        deep = b"[" * depth + b"]" * depth
+        answer = await api.post("/v1/requests/mail", deep)
+        if answer.status == 422:
+            assert "nested" in answer.problem["detail"]
+            refused += 1
+            continue
+        assert answer.status == 202
+        taken += 1
+        (lease,) = await api.lease("mail")
+        assert lease["token"] == answer.json["token"]
+        done = await api.end(lease, "complete", {"result": None})
+        assert done.status == 204
+    assert taken > 1
+    assert refused > 1
+
+
 async def test_many_are_leased_at_once_and_workers_take_turns(api: Api, *, on_broker: bool) -> None:
     """Each request goes to one of them, the oldest first, and who waits longest is first."""
     waiting = [asyncio.create_task(api.lease("mail", worker=f"w{number}")) for number in range(3)]
