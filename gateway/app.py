@@ -63,8 +63,8 @@ from webhooks.service import Webhooks
 
 if TYPE_CHECKING:
     from gateway.auth.access import Access
+    from gateway.doorkeeper import Doorkeeper
     from gateway.postgres.database import Database
-    from gateway.server import Doorkeeper
     from gateway.stream_log import StreamLog
     from gateway.tls import Tls
     from gateway.workers.worker import Worker

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 from gateway.limits.guard import Verdict
 
 if TYPE_CHECKING:
-    from gateway.server import Doorkeeper, HttpProtocol
+    from gateway.doorkeeper import Doorkeeper
+    from gateway.protocol import HttpProtocol
 
 
 class Comer:

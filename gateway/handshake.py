@@ -20,7 +20,7 @@ from gateway.tls import SHUTDOWN_SECONDS
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-    from gateway.server import HttpProtocol
+    from gateway.protocol import HttpProtocol
 
 
 class Handshake(asyncio.Protocol):

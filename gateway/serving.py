@@ -15,12 +15,14 @@ from starlette.applications import Starlette
 
 from gateway import logs
 from gateway.app import Gateway
+from gateway.doorkeeper import Doorkeeper
 from gateway.files import raise_limit
 from gateway.limits.guard import Guard, Limits
 from gateway.listening import listen
 from gateway.log import LogError
+from gateway.protocol import HttpProtocol
 from gateway.proxies import TrustedProxies
-from gateway.server import KEEP_ALIVE_SECONDS, Doorkeeper, HttpProtocol, Server
+from gateway.server import KEEP_ALIVE_SECONDS, Server
 from gateway.setting import SettingsError
 from gateway.settings import Settings
 from gateway.tls import Tls, TlsError

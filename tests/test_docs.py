@@ -22,7 +22,7 @@ from fanout.connection import TRANSITIONS
 from gateway import detached, metrics, mint, session, subscription
 from gateway.app import Gateway
 from gateway.consumers import MAX_CONSUMERS
-from gateway.server import Doorkeeper
+from gateway.doorkeeper import Doorkeeper
 from gateway.settings import FIELDS, Settings
 from gateway.tls import Tls
 from gateway.workers.merging import merge_metrics

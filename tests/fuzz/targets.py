@@ -564,6 +564,6 @@ TARGETS: Final[dict[str, Target]] = {
         ("gateway.websocket", "websockets.extensions.permessage_deflate"),
     ),
     "http": Target(
-        check_http, _HTTP, _HTTP_WORDS, ("gateway.server", "uvicorn.protocols.http.httptools_impl")
+        check_http, _HTTP, _HTTP_WORDS, ("gateway.protocol", "uvicorn.protocols.http.httptools_impl")
     ),
 }

@@ -12,7 +12,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fanout.closing import CloseReason
-from gateway.server import MAX_PIPELINED, PARSED_AT_ONCE, Doorkeeper, HttpProtocol
+from gateway.doorkeeper import Doorkeeper
+from gateway.protocol import MAX_PIPELINED, PARSED_AT_ONCE, HttpProtocol
 from gateway.websocket import DetachedWebSocket
 from tests.support.clients import Frame, Head
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from gateway.doorkeeper import Doorkeeper
+from gateway.protocol import HttpProtocol
 from gateway.proxies import MAX_PROXIES, Client, TrustedProxies
-from gateway.server import Doorkeeper, HttpProtocol
 from gateway.setting import SettingsError
 from gateway.settings import load
 

@@ -23,9 +23,11 @@ from starlette.types import Receive, Scope, Send
 from fanout.connection import Connection
 from fanout.frames import Wire, websocket_deflated, websocket_text
 from gateway.app import Gateway
+from gateway.doorkeeper import Doorkeeper
 from gateway.listening import listen
 from gateway.problems import EXCEPTION_HANDLERS
-from gateway.server import Doorkeeper, HttpProtocol, Server
+from gateway.protocol import HttpProtocol
+from gateway.server import Server
 from gateway.settings import Settings
 from gateway.subscribe import DETACH, header_map
 from gateway.websocket import DetachedWebSocket, accept
