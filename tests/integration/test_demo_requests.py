@@ -70,7 +70,7 @@ async def test_a_request_is_followed_in_three_ways(browser: Browser, gateway: Ga
         await all_ways_show(page, "done")
         outcome = page.locator("#requests tbody tr:first-child .outcome")
         assert await outcome.text_content() == '{"echo":{"month":11},"attempt":1}'
-        assert not await command.is_visible()
+        await command.wait_for(state="hidden")  # the page looks every two seconds
         for data, text in (("fail", "error: ValueError: it was told to fail"), ("refuse", "refused: it was")):
             await hand_in(page, data)
             await all_ways_show(page, "failed")

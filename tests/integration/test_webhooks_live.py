@@ -295,6 +295,12 @@ async def unfinished(peer: Peer) -> None:
     await peer.gone()
 
 
+async def at_a_date(peer: Peer) -> None:
+    """A script: answer 429, to be asked again in an hour."""
+    await peer.request()
+    await peer.send(with_status(429, f"Retry-After: {formatdate(time.time() + 3600, usegmt=True)}"))
+
+
 BARE: Final = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 RESPONSES: Final = {
@@ -312,7 +318,7 @@ RESPONSES: Final = {
     "410": Case(answers(with_status(410)), "held", 410, endpoint="gone"),
     "429": status(429),
     "429 in seconds": status(429, "Retry-After: 60", wait=60),
-    "429 at a date": status(429, f"Retry-After: {formatdate(time.time() + 3600, usegmt=True)}", wait=3000),
+    "429 at a date": Case(at_a_date, status=429, wait=3590),
     "429 in ten years": status(429, f"Retry-After: {10 * 365 * 86400}", wait=86_000),
     "429 in the past": status(429, "Retry-After: Thu, 01 Jan 2026 00:00:00 GMT"),
     "429 nonsense": status(429, "Retry-After: soon"),
