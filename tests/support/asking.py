@@ -43,9 +43,9 @@ Case = schemathesis.Case[Any]
 Operation = APIOperation[Any, Any, Any, Any]
 
 WITHOUT_KEYS: Final = "--without-keys" in sys.argv
-DRAWN: Final = 20 if WITHOUT_KEYS else 260
+DRAWN: Final = 20 if WITHOUT_KEYS else 200
 """Cases that are drawn for an operation, beside those at the borders of its schemas."""
-DRAWN_OF_LARGE: Final = 10 if WITHOUT_KEYS else 120
+DRAWN_OF_LARGE: Final = 10 if WITHOUT_KEYS else 90
 LARGE: Final = {"subscribe", "publishEvents", "publishToTopic", "createWebhook", "changeWebhook"}
 """Operations with many borders, of which a case takes long to draw."""
 TIMEOUT: Final = 20.0
