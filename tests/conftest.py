@@ -16,6 +16,10 @@ TESTS: Final = Path(__file__).parent
 SCENARIOS: Final = TESTS / "scenarios"
 
 LONGEST: Final = (
+    "scenarios/test_webhooks.py",
+    "scenarios/test_backbone.py",
+    "scenarios/test_requests.py",
+    "scenarios/test_backbone_history.py",
     "integration/test_backbone_check.py",
     "integration/test_openapi.py",
     "integration/test_members.py",

@@ -25,7 +25,7 @@ from tests.support.clients import Address, fetch, handshake_bytes, request_bytes
 from tests.support.crowd import until
 from tests.support.server import GatewayProcess
 
-pytestmark = pytest.mark.scenario
+pytestmark = [pytest.mark.scenario, pytest.mark.alone]
 
 MIB: Final = 1 << 20
 

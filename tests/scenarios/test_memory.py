@@ -22,7 +22,7 @@ from tests.support.crowd import (
 )
 from tests.support.server import GatewayProcess
 
-pytestmark = pytest.mark.scenario
+pytestmark = [pytest.mark.scenario, pytest.mark.alone]
 
 MIB: Final = 1 << 20
 TOPICS: Final = tuple(f"load.{number}" for number in range(20))

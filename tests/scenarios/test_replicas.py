@@ -23,7 +23,7 @@ from tests.support.rabbitmq import Broker
 from tests.support.server import GatewayProcess, free_port
 from tests.support.stage import scene
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.scenario, pytest.mark.alone, pytest.mark.timeout(300)]
 
 CLIENTS: Final = 600
 ENDS: Final = {"sse": b"\n\n", "ndjson": b"\n"}

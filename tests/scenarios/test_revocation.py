@@ -19,7 +19,7 @@ from tests.support.postgres import Postgres
 from tests.support.rabbitmq import Broker
 from tests.support.server import GatewayProcess
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.scenario, pytest.mark.alone, pytest.mark.timeout(300)]
 
 REVOKED: Final = 1_000
 OTHERS: Final = 200

@@ -10,7 +10,7 @@ from tests.support.rabbitmq import Broker
 from tests.support.server import GatewayProcess
 from tests.support.soak import Soak
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.scenario, pytest.mark.alone, pytest.mark.timeout(300)]
 
 
 async def test_clients_who_come_and_go_lack_nothing() -> None:

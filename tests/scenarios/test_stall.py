@@ -24,7 +24,7 @@ from tests.support.crowd import (
 )
 from tests.support.server import GatewayProcess
 
-pytestmark = pytest.mark.scenario
+pytestmark = [pytest.mark.scenario, pytest.mark.alone]
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
