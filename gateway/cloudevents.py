@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -24,7 +24,9 @@ from gateway.payloads import content_type, payload, refuse_json
 from gateway.problems import Problem
 
 HEADER: Final = b"ce-specversion"
-"""The request header that announces the binary mode (HTTP protocol binding section 3.1)."""
+"""The request header that announces the binary mode (HTTP protocol binding section 3.1) …"""
+STRUCTURED: Final = "application/cloudevents"
+"""… unless the content type begins so: then the event is in the body, whatever the headers (section 3)."""
 
 _ABSENT = msgspec.Raw(b"")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -48,6 +50,11 @@ class CloudEvent(msgspec.Struct, gc=False):
 
 
 _ATTRIBUTES: Final = frozenset(CloudEvent.__struct_fields__) - {"data", "data_base64", "datacontenttype"}
+
+
+def is_binary(headers: Mapping[bytes, bytes]) -> bool:
+    """Tell whether a request with such headers is a CloudEvent in binary mode."""
+    return HEADER in headers and not content_type(headers.get(b"content-type")).name.startswith(STRUCTURED)
 
 
 def mint_cloud_event(mint: Mint, now: int, cloud: CloudEvent, topic: str | None = None) -> Event:

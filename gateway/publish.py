@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from fanout.event import Event
 from gateway.auth.caller import Caller, caller_of
-from gateway.cloudevents import HEADER as CLOUD_EVENT_HEADER
+from gateway.cloudevents import is_binary
 from gateway.intake import Intake, Limits
 from gateway.problems import ClientGone, Problem, method_not_allowed
 from gateway.quotas import Quotas, most_bytes
@@ -162,7 +162,7 @@ class PublishEvents:
 
     def _events(self, _scope: Scope, headers: Headers, body: bytes) -> list[Event]:
         formats, now = self.intake.formats, self.intake.now()
-        if CLOUD_EVENT_HEADER in headers:
+        if is_binary(headers):
             return formats.binary(headers.items(), body, now)
         return formats.events(headers.get(b"content-type"), body, now)
 
@@ -175,7 +175,7 @@ class PublishTopic(PublishEvents):
         if "\ufffd" in topic:  # what servers make of a path that is not UTF-8
             raise Problem(422, "the topic is not percent-encoded UTF-8", members={"pointer": "/topic"})
         formats, now = self.intake.formats, self.intake.now()
-        if CLOUD_EVENT_HEADER in headers:
+        if is_binary(headers):
             return formats.binary(headers.items(), body, now, topic)
         return formats.message(topic, headers.get(b"content-type"), body, scope["query_string"], now)
 

@@ -123,17 +123,19 @@ class WebhooksApi:
     async def _visible(self, caller: Caller, after: int, most: int) -> list[records.Endpoint]:
         """Return the next endpoints that somebody may know of; of those between nothing tells them."""
         found: list[records.Endpoint] = []
+        size = most  # which is enough for whoever may know of all
         while True:
-            rows = await self._webhooks.store.list_endpoints(after, MAX_LISTED)
-            for row in rows:
+            rows = await self._webhooks.store.list_endpoints(after, size)
+            for number, row in enumerate(rows):
                 if is_visible(caller, row):
                     found.append(row)
                     if len(found) == most:
                         return found
-            if len(rows) < MAX_LISTED:
+                if number % 20 == 0:
+                    await asyncio.sleep(0)  # there may be thousands
+            if len(rows) < size:
                 return found
-            after = rows[-1].id
-            await asyncio.sleep(0)
+            after, size = rows[-1].id, MAX_LISTED
 
     async def _show(self, call: Call) -> Response:
         """Return one endpoint, and how much is pending for it."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanout.event import Event, tag_of
+from gateway.cloudevents import is_binary
 from gateway.formats import CLOUD_BATCH, CLOUD_EVENT, JSON, LINES, Formats
 from gateway.mint import MAX_TOPICS, MAX_TTL, Mint, random_prefix, time_text
 from gateway.payloads import FORM
@@ -611,6 +612,22 @@ def test_a_binary_cloud_event_has_its_attributes_in_headers() -> None:
     assert (seen(event)["type"], seen(event)["data"]) == ("Grüße", {"a": 1})
     [event] = make().binary(headers, b'{"a":1}', NOW, "other")
     assert event.topic == "other"
+
+
+@pytest.mark.parametrize(
+    ("headers", "binary"),
+    [
+        ({}, False),
+        ({b"content-type": b"application/json"}, False),
+        ({b"ce-specversion": b"1.0"}, True),
+        ({b"ce-specversion": b"0.3", b"content-type": b"application/json"}, True),
+        ({b"ce-specversion": b"1.0", b"content-type": b"application/cloudevents+json"}, False),
+        ({b"ce-specversion": b"1.0", b"content-type": b"Application/CloudEvents-Batch+JSON"}, False),
+    ],
+)
+def test_the_content_type_says_the_mode(headers: dict[bytes, bytes], binary: bool) -> None:
+    """Of an event in the body the headers may say what they want (HTTP protocol binding, section 3)."""
+    assert is_binary(headers) == binary
 
 
 @pytest.mark.parametrize("headers", [[], [(b"ce-id", b"%FF")], [(b"ce-source", b"a b")]])
