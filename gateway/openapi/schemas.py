@@ -55,11 +55,12 @@ def _cloud_event() -> Json:
             time=optional(TIME),
             datacontenttype=optional(TEXT),
             data=ANYTHING,
-            data_base64={"type": "string", "contentEncoding": "base64"},
+            data_base64=optional({"type": "string", "contentEncoding": "base64"}),
             topic={**optional(TEXT), "description": "Where to publish, unless the path says it."},
             partitionkey=optional(KEY),
         ),
-        "not": {"required": ["data", "data_base64"]},
+        # What is null is not there (JSON format, section 2.2).
+        "not": {"required": ["data", "data_base64"], "properties": {"data_base64": {"type": "string"}}},
         "description": "The topic is the extension `topic`, else `subject`, else `type`.",
     }
 
