@@ -143,7 +143,7 @@ class Member:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BYTES)
         try:
             await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self._port))
-        except OSError:
+        except BaseException:  # whoever is cancelled as well
             sock.close()
             raise
         limit = SLOW_BYTES if self._pace is not None else 1 << 16
