@@ -406,7 +406,8 @@ def topics(lab: Lab, row: str) -> list[Result]:
 def resume(lab: Lab, row: str) -> list[Result]:
     """2,000 clients come back at once, 1,000 events behind, while 1,000 live clients go on."""
     n, back = lab.scaled(2000), 1000
-    server = lab.gateway()
+    # All are of one address, connect before any of them asks, and are no attack.
+    server = lab.gateway("--max-waiting", str(2 * n))
     live, returning = lab.load(server), lab.load(server)
     returning.yield_to_others()  # what it reads must not make the live clients on the same core look late
     live.open(SUBSCRIBERS, wire="ws", dense=True)

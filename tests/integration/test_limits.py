@@ -285,6 +285,18 @@ async def test_so_many_that_asked_for_nothing(sent: bytes) -> None:
         await until(empty, "nobody waits any more")
 
 
+async def test_a_crowd_that_asks_at_once_is_heard() -> None:
+    """However few may wait: who has asked already, and was not heard yet, does not wait."""
+    async with GatewayProcess(max_waiting=20) as process:
+        here = address_of(process)
+        process.freeze()
+        async with idle(here, 300, HEALTH) as crowd:
+            process.thaw()
+            answers = [await read_response(tcp) for tcp in crowd]
+        assert {answer.status for answer in answers} == {200}
+        assert await refused(here, "max_waiting") == 0
+
+
 async def gone(reading: Sequence[asyncio.Task[bytes]], number: int) -> bool:
     """Tell whether so many connections were closed, without a word; no more must be."""
     closed = [each.result() for each in reading if each.done()]
