@@ -217,18 +217,17 @@ async def test_a_client_that_does_not_read_is_aborted(
 @on_every_stream
 async def test_a_slow_client_that_reads_is_kept(impatient: Address, topics: Topics, transport: str) -> None:
     """One that takes a little now and then, for longer than `stall_timeout`, gets everything in the end."""
-    async with open_subscriber(impatient, transport, topics(), receive_buffer=4096) as slow:
+    async with open_subscriber(impatient, transport, topics(), receive_buffer=65_536) as slow:
         slow.tcp.stall()
         for start in range(0, 40, 10):
             await publish(
                 impatient,
                 *({"topic": topics(), "data": [n, "x" * 100_000]} for n in range(start, start + 10)),
             )
+            await slow.tcp.sip()
         for _ in range(6):
             await asyncio.sleep(STALL / 4)  # what makes it slow
-            slow.tcp.go_on()
-            await asyncio.sleep(0.05)
-            slow.tcp.stall()
+            await slow.tcp.sip()
         slow.tcp.go_on()
         assert [number for number, _ in await slow.data(40)] == list(range(40))
 

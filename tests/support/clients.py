@@ -170,6 +170,21 @@ class Tcp:
         """Stop reading from the socket; the window closes once the kernel's buffer is full."""
         self._writer.transport.pause_reading()  # type: ignore[attr-defined]  # a Transport, not typed as one
 
+    async def sip(self, least: int = 200_000) -> None:
+        """
+        Take so many bytes of what waits in the kernel, while reading is stalled. The window opens only when
+        there is room for a segment, and on loopback those have 64 KiB.
+        """
+        loop, taken = asyncio.get_running_loop(), 0
+        with socket.socket(fileno=os.dup(self._writer.get_extra_info("socket").fileno())) as twin:
+            twin.setblocking(False)
+            async with asyncio.timeout(DEADLINE):
+                while taken < least:
+                    data = await loop.sock_recv(twin, 4096)
+                    assert data, "the connection ended"
+                    self._reader.feed_data(data)
+                    taken += len(data)
+
     def go_on(self) -> None:
         """Read again after `stall`."""
         self._writer.transport.resume_reading()  # type: ignore[attr-defined]
