@@ -35,7 +35,7 @@ JWT_KEY: Final = "SLUICE_JWT_KEY"
 @click.option("--issuer", "iss", metavar="TEXT", help="The gateway's setting `jwt_issuer`.")
 @click.option("--id", "jti", metavar="NAME", help="Its own name, by which it can be revoked.")
 def token(*, seconds: float, **claims: Any) -> int:
-    r"""
+    """
     Make a token (a JSON Web Token, signed with HS256) and print it.
 
     The secret is that of the gateway, and is read from the variable SLUICE_JWT_KEY alone, as everybody on the
@@ -45,7 +45,7 @@ def token(*, seconds: float, **claims: Any) -> int:
     \b
         export SLUICE_JWT_KEY=...
         SLUICE_TOKEN=$(sluice token --subject ada --subscribe 'user.ada.#') sluice tail 'user.ada.#'
-    """
+    """  # noqa: D301  # click keeps the lines behind a backspace character
     click.echo(make_token(claims_of(claims), seconds, os.environ.get(JWT_KEY, ""), time.time()))
     return 0
 

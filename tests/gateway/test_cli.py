@@ -43,7 +43,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command explains itself."""
     assert main([name, "--help"]) == 0
-    assert "Usage: sluice " + name in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Usage: sluice " + name in shown
+    assert "\\b" not in shown, "a mark for the help's layout is shown as it is"
 
 
 def test_the_flags_of_serve_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
