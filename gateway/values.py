@@ -42,7 +42,7 @@ def _read_large(data: bytes) -> Any:
 
 
 def _number(text: str) -> int | float:
-    return int(text) if len(text) < _DIGITS else float(text)
+    return int(text) if len(text.lstrip("-")) < _DIGITS else float(text)
 
 
 def _refuse(name: str) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.values import read_json
@@ -26,6 +26,7 @@ def test_it_reads_what_was_written(tree: Any) -> None:
 
 
 @given(st.sampled_from("+-").map(lambda sign: sign.strip("+")), st.integers(310, 20_000))
+@example("-", 999)  # the sign is no digit
 def test_what_is_too_large_is_infinite(sign: str, digits: int) -> None:
     """With its sign, as an integer with a thousand digits and more, or with an exponent."""
     infinite = -math.inf if sign else math.inf
