@@ -139,17 +139,19 @@ class Receivers:
         return _shown(receiver)
 
     async def _show(self, call: Call) -> Response:
-        receiver = self._receivers.get(call.part("receiver"))
-        if receiver is None or receiver.owner != call.caller.owner:
+        receiver = self._own(call)
+        if receiver is None:
             raise _missing(call)
         return _shown(receiver)
 
     async def _remove(self, call: Call) -> Response:
-        name = call.part("receiver")
-        receiver = self._receivers.get(name)
-        if receiver is not None and receiver.owner == call.caller.owner:
-            del self._receivers[name]
+        if self._own(call) is not None:
+            del self._receivers[call.part("receiver")]
         return Response(status_code=204)
+
+    def _own(self, call: Call) -> _Receiver | None:
+        receiver = self._receivers.get(call.part("receiver"))
+        return receiver if receiver is not None and receiver.owner == call.caller.owner else None
 
     async def _take(self, call: Call) -> Response:
         """Take a webhook."""

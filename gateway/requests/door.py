@@ -108,7 +108,7 @@ class Door:
     async def _services(self, call: Call) -> Response:
         """
         Return the services that the caller has to do with; to who works for them or operates, also how much
-        there is to do. Whoever hands in is told of their own requests only.
+        there is to do. Whoever may only hand in finds the name.
         """
         call.query()
         grants = call.caller.grants

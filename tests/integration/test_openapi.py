@@ -18,8 +18,7 @@ from gateway.openapi import asyncapi
 from gateway.openapi.document import describe
 from gateway.settings import Settings
 from tests.support.clients import Address, fetch
-from tests.support.described import SERVICE, Account
-from tests.support.tokens import SECRET
+from tests.support.described import Account, document
 
 # All is asked before the first test; a machine that others use as well takes several times as long.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -31,8 +30,7 @@ LEAST_CASES: Final = 10_000
 
 def labels_of(keys: bool) -> list[str]:
     """Return the names of all operations of a gateway that has keys, or has none."""
-    described = Settings(data="memory:", services=SERVICE, jwt_key=SECRET if keys else "")
-    paths = describe(described, auth=keys)["paths"]
+    paths = document(keys=keys)["paths"]
     return [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
 
 
@@ -54,7 +52,7 @@ def open_accounts() -> dict[str, Account]:
 
 def asked(*arguments: str) -> dict[str, Account]:
     """Ask a gateway in a process of its own, and return what came of it."""
-    asked = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.support.asking", *arguments],
         cwd=CHECKOUT,
         env={**os.environ, "PYTHONHASHSEED": "0"},  # cases as alike each time as they can be
@@ -62,8 +60,8 @@ def asked(*arguments: str) -> dict[str, Account]:
         timeout=DEADLINE,
         check=False,
     )
-    assert asked.returncode == 0, asked.stderr.decode()
-    return msgspec.json.decode(asked.stdout, type=dict[str, Account])
+    assert done.returncode == 0, done.stderr.decode()
+    return msgspec.json.decode(done.stdout, type=dict[str, Account])
 
 
 @pytest.mark.parametrize("label", LABELS)

@@ -33,11 +33,8 @@ from schemathesis.specs.openapi import checks
 from schemathesis.transport import SerializationContext
 
 from gateway.auth.tokens import MAX_TOKEN_BYTES
-from gateway.openapi.document import describe
-from gateway.settings import Settings
 from gateway.subscription import MAX_WAIT
-from tests.support.described import SERVICE, TOKEN, Account, World
-from tests.support.tokens import SECRET
+from tests.support.described import TOKEN, Account, World, document
 
 Case = schemathesis.Case[Any]
 Operation = APIOperation[Any, Any, Any, Any]
@@ -52,9 +49,7 @@ TIMEOUT: Final = 20.0
 SHORT: Final = 0.01
 """Seconds of any `wait`: what is asked here comes to nothing by waiting."""
 
-DOCUMENT: Final = describe(
-    Settings(data="memory:", services=SERVICE, jwt_key="" if WITHOUT_KEYS else SECRET), auth=not WITHOUT_KEYS
-)
+DOCUMENT: Final = document(keys=not WITHOUT_KEYS)
 LINES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 

@@ -17,9 +17,12 @@ from typing import Any, Final, Self
 import msgspec
 import requests
 
+from gateway.openapi.document import describe
+from gateway.settings import Settings
 from tests.support.bearer import ENVIRON
 from tests.support.bearer import fresh as fresh_token
 from tests.support.server import GatewayProcess
+from tests.support.tokens import SECRET
 
 DEADLINE: Final = 20.0
 SERVICE: Final = "reports"
@@ -37,6 +40,11 @@ TOKEN: Final = fresh_token(
 """Who asks: somebody who may do anything."""
 BATCH: Final = 10
 """Requests that are leased together."""
+
+
+def document(*, keys: bool) -> dict[str, Any]:
+    """Return what describes such a gateway, with keys or without."""
+    return describe(Settings(data="memory:", services=SERVICE, jwt_key=SECRET if keys else ""), auth=keys)
 
 
 class Account(msgspec.Struct):
